@@ -1,0 +1,237 @@
+//! The tasks between the socket and the regions, for one timeline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::ArchiveError;
+use super::backlog::Backlog;
+use super::cutter::Cutter;
+use super::piece::{Piece, PieceContext, PieceJob};
+use super::uploader::Uploader;
+use crate::wal::Lsn;
+
+/// Messages between socket and cutter: at most 128 KiB of WAL each.
+const FEED_CAPACITY: usize = 64;
+
+/// What the receiver hands on.
+#[derive(Debug)]
+pub(super) enum Feed {
+    /// WAL that follows what came before.
+    Data(Bytes),
+    /// Make everything safe now.
+    Flush,
+}
+
+/// WAL that the archive has already, to be compared with what the server sends.
+pub(super) struct Overlap {
+    pub(super) start: Lsn,
+    pub(super) wal: Vec<u8>,
+}
+
+/// The running tasks.
+pub(super) struct Pipeline {
+    pub(super) feed: mpsc::Sender<Feed>,
+    cutter: JoinHandle<Result<(), ArchiveError>>,
+    sequencer: JoinHandle<Result<(), ArchiveError>>,
+    uploaders: JoinSet<()>,
+    cancelled: CancellationToken,
+}
+
+type Compressing = (JoinHandle<std::io::Result<Arc<Piece>>>, u64);
+
+struct CutterTask {
+    cutter: Cutter,
+    overlap: Overlap,
+    flush_interval: Duration,
+    durable: watch::Receiver<Lsn>,
+    backlog: Arc<Backlog>,
+    context: PieceContext,
+    compressing: mpsc::Sender<Compressing>,
+    /// When the oldest byte that no piece holds arrived.
+    oldest: Option<Instant>,
+    /// How far pieces were cut.
+    cut: Lsn,
+}
+
+impl Pipeline {
+    /// Starts all tasks.
+    pub(super) fn start(
+        cutter: Cutter,
+        overlap: Overlap,
+        flush_interval: Duration,
+        durable: watch::Receiver<Lsn>,
+        backlog: &Arc<Backlog>,
+        context: PieceContext,
+        uploaders: Vec<Uploader>,
+        cancelled: CancellationToken,
+    ) -> Pipeline {
+        let (feed, feed_receiver) = mpsc::channel(FEED_CAPACITY);
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let (compressing, sequence) = mpsc::channel(cores);
+        let cut = cutter.position();
+        let task = CutterTask {
+            cutter,
+            overlap,
+            flush_interval,
+            durable,
+            backlog: backlog.clone(),
+            context,
+            compressing,
+            oldest: None,
+            cut,
+        };
+        let mut running = JoinSet::new();
+        for uploader in uploaders {
+            running.spawn(uploader.run());
+        }
+        Pipeline {
+            feed,
+            cutter: tokio::spawn(task.run(feed_receiver)),
+            sequencer: tokio::spawn(in_order(sequence, backlog.clone())),
+            uploaders: running,
+            cancelled,
+        }
+    }
+
+    /// Lets everything that was received reach the regions, for at most `patience`, then stops
+    /// all tasks. A region that failed is waited for only `patience_for_others` after another has
+    /// finished.
+    ///
+    /// # Errors
+    /// What the cutter found wrong with the WAL.
+    pub(super) async fn finish(
+        mut self,
+        patience: Duration,
+        patience_for_others: Duration,
+    ) -> Result<(), ArchiveError> {
+        drop(self.feed);
+        let mut deadline = Instant::now() + patience;
+        let cut = tokio::time::timeout_at(deadline, async {
+            let cut = joined(self.cutter.await);
+            let ordered = joined(self.sequencer.await);
+            cut.and(ordered)
+        });
+        let outcome = cut.await.unwrap_or(Ok(()));
+        if outcome.is_err() {
+            deadline = Instant::now() + patience_for_others;
+        }
+        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.uploaders.join_next()).await {
+            deadline = deadline.min(Instant::now() + patience_for_others);
+        }
+        self.cancelled.cancel();
+        while self.uploaders.join_next().await.is_some() {}
+        outcome
+    }
+}
+
+fn joined(result: Result<Result<(), ArchiveError>, tokio::task::JoinError>) -> Result<(), ArchiveError> {
+    result.unwrap_or_else(|error| Err(ArchiveError::Io(std::io::Error::other(error))))
+}
+
+/// Puts finished pieces into the queue in the order of the WAL.
+async fn in_order(
+    mut sequence: mpsc::Receiver<Compressing>,
+    backlog: Arc<Backlog>,
+) -> Result<(), ArchiveError> {
+    while let Some((handle, reserved)) = sequence.recv().await {
+        let piece = handle.await.map_err(std::io::Error::other)??;
+        tracing::debug!(piece = %piece.name, stored = piece.body.len(), "piece is ready");
+        backlog.push(piece, reserved);
+    }
+    backlog.close();
+    Ok(())
+}
+
+impl CutterTask {
+    async fn run(mut self, mut feed: mpsc::Receiver<Feed>) -> Result<(), ArchiveError> {
+        let continuous = self.flush_interval.is_zero();
+        loop {
+            let due = self.oldest.map(|oldest| oldest + self.flush_interval);
+            let due = due.filter(|_| !continuous);
+            // Continuously: as soon as one piece is durable the next one is cut.
+            if continuous && self.cutter.has_unflushed() && *self.durable.borrow() >= self.cut {
+                self.flush().await?;
+            }
+            tokio::select! {
+                next = feed.recv() => match next {
+                    Some(Feed::Data(bytes)) => self.take(&bytes).await?,
+                    Some(Feed::Flush) => self.flush().await?,
+                    None => return self.flush().await,
+                },
+                () = sleep_until(due), if due.is_some() => self.flush().await?,
+                changed = self.durable.changed(), if continuous => {
+                    if changed.is_err() {
+                        return self.flush().await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
+        self.compare(bytes)?;
+        let mut jobs = Vec::new();
+        self.cutter.push(bytes, &mut jobs)?;
+        let full = !jobs.is_empty();
+        for job in jobs {
+            self.dispatch(job).await?;
+        }
+        if full || self.oldest.is_none() {
+            self.oldest = self.cutter.has_unflushed().then(Instant::now);
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), ArchiveError> {
+        if let Some(job) = self.cutter.flush() {
+            self.dispatch(job).await?;
+        }
+        self.oldest = None;
+        Ok(())
+    }
+
+    async fn dispatch(&mut self, job: PieceJob) -> Result<(), ArchiveError> {
+        for damage in &job.summary.damage {
+            tracing::error!("WAL from the server: {damage}");
+        }
+        let reserved = job.len();
+        self.cut = job.start.advance(reserved);
+        self.backlog.reserve(reserved).await;
+        let context = self.context.clone();
+        let handle = tokio::task::spawn_blocking(move || job.finish(&context));
+        // The other side ends only after this one.
+        let _ = self.compressing.send((handle, reserved)).await;
+        Ok(())
+    }
+
+    /// Compares with what the archive has; a difference means two histories.
+    fn compare(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
+        let position = self.cutter.position();
+        let skip = position.bytes_since(self.overlap.start) as usize;
+        let known = self.overlap.wal.get(skip..).unwrap_or_default();
+        let length = known.len().min(bytes.len());
+        if known[..length] != bytes[..length] {
+            let same = known.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+            return Err(ArchiveError::Diverged {
+                timeline: self.context.timeline,
+                problem: format!("the first byte that differs is at {}", position.advance(same as u64)),
+            });
+        }
+        if known.len() <= bytes.len() && !self.overlap.wal.is_empty() {
+            self.overlap.wal = Vec::new();
+        }
+        Ok(())
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    if let Some(due) = due {
+        tokio::time::sleep_until(due).await;
+    }
+}

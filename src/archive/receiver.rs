@@ -1,0 +1,160 @@
+//! The socket's task: reads, hands on, answers. It never waits for a region.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::pipeline::Feed;
+use super::state::ArchiveState;
+use crate::pg::{PgError, WalMessage, WalStream};
+use crate::wal::Lsn;
+
+/// The server's patience with a silent client, asked for at connect: a host that died must free
+/// the slot soon.
+pub(super) const SENDER_TIMEOUT: &str = "15s";
+/// How often a status goes out when nothing changes; well below [`SENDER_TIMEOUT`].
+const STATUS_INTERVAL: Duration = Duration::from_secs(3);
+/// How long an answer may wait for WAL to become durable.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
+/// Answers are at least this far apart.
+const ANSWER_SPACING: Duration = Duration::from_millis(10);
+/// Keepalives closer than this come from a server that shuts down and waits for its WAL.
+const STORM_SPACING: Duration = Duration::from_millis(100);
+/// How long a server that shuts down may be kept waiting.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why receiving ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReceiveEnd {
+    /// The server said so.
+    Server,
+    /// This process was told to stop.
+    Cancelled,
+    /// The pipeline behind stopped: it knows why.
+    Pipeline,
+}
+
+pub(super) struct Receiver<'a> {
+    pub(super) stream: &'a mut WalStream,
+    pub(super) feed: &'a mpsc::Sender<Feed>,
+    pub(super) state: &'a ArchiveState,
+    pub(super) durable: watch::Receiver<Lsn>,
+    pub(super) cancelled: &'a CancellationToken,
+}
+
+/// What is waiting to be done.
+struct Pending {
+    data: Option<Bytes>,
+    flush: bool,
+    /// The server wants an answer; latest by then.
+    answer_by: Option<Instant>,
+    last_answer: Instant,
+    last_request: Option<Instant>,
+    storm_since: Option<Instant>,
+}
+
+impl Receiver<'_> {
+    /// Receives until the stream ends.
+    ///
+    /// # Errors
+    /// When the connection breaks or the server reports an error.
+    pub(super) async fn run(mut self) -> Result<ReceiveEnd, PgError> {
+        let now = Instant::now();
+        let mut pending = Pending {
+            data: None,
+            flush: false,
+            answer_by: None,
+            last_answer: now,
+            last_request: None,
+            storm_since: None,
+        };
+        let mut ticks = tokio::time::interval(STATUS_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let waiting = pending.data.is_some() || pending.flush;
+            let answer_at = self.answer_time(&pending);
+            tokio::select! {
+                message = self.stream.next(), if pending.data.is_none() => {
+                    if self.take(message?, &mut pending) {
+                        return Ok(ReceiveEnd::Server);
+                    }
+                }
+                permit = self.feed.reserve(), if waiting => {
+                    let Ok(permit) = permit else { return Ok(ReceiveEnd::Pipeline) };
+                    match pending.data.take() {
+                        Some(bytes) => permit.send(Feed::Data(bytes)),
+                        None => {
+                            permit.send(Feed::Flush);
+                            pending.flush = false;
+                        }
+                    }
+                }
+                _ = self.durable.changed() => {
+                    // At once: a commit may be waiting for it.
+                    self.send_status(false).await?;
+                }
+                _ = ticks.tick() => self.send_status(true).await?,
+                () = tokio::time::sleep_until(answer_at.unwrap_or(now)), if answer_at.is_some() => {
+                    self.send_status(false).await?;
+                    pending.answer_by = None;
+                    pending.last_answer = Instant::now();
+                }
+                () = self.cancelled.cancelled() => return Ok(ReceiveEnd::Cancelled),
+            }
+            if pending.storm_since.is_some_and(|since| since.elapsed() > SHUTDOWN_PATIENCE) {
+                tracing::warn!("the server wants to shut down and no region takes its last WAL: letting it go");
+                return Ok(ReceiveEnd::Server);
+            }
+        }
+    }
+
+    /// Takes a message; `true` at the end of the stream.
+    fn take(&mut self, message: WalMessage, pending: &mut Pending) -> bool {
+        match message {
+            WalMessage::Data { wal_end, clock, bytes, .. } => {
+                self.state.heard(wal_end, self.stream.position(), clock);
+                pending.data = Some(bytes);
+                pending.storm_since = None;
+            }
+            WalMessage::Keepalive { wal_end, clock, reply } => {
+                self.state.heard(wal_end, self.stream.position(), clock);
+                if reply {
+                    self.answer_wanted(pending);
+                }
+            }
+            WalMessage::End => return true,
+        }
+        false
+    }
+
+    /// A switchover waits for exactly this: the server asks until its last WAL is flushed here.
+    fn answer_wanted(&self, pending: &mut Pending) {
+        let now = Instant::now();
+        let is_storm = pending.last_request.is_some_and(|last| now - last < STORM_SPACING);
+        if is_storm {
+            pending.storm_since.get_or_insert(now);
+        }
+        pending.last_request = Some(now);
+        if pending.answer_by.is_none() {
+            pending.answer_by = Some(now + ANSWER_DEADLINE);
+            pending.flush = *self.durable.borrow() < self.stream.position();
+        }
+    }
+
+    /// When the answer goes out: once all is durable, or at its deadline; never too often.
+    fn answer_time(&self, pending: &Pending) -> Option<Instant> {
+        let deadline = pending.answer_by?;
+        let all_durable = *self.durable.borrow() >= self.stream.position();
+        let earliest = pending.last_answer + ANSWER_SPACING;
+        Some(if all_durable { earliest } else { deadline.max(earliest) })
+    }
+
+    async fn send_status(&mut self, answer_me: bool) -> Result<(), PgError> {
+        let written = self.stream.position();
+        let flushed = (*self.durable.borrow_and_update()).min(written);
+        self.stream.send_status(written, flushed, answer_me).await
+    }
+}

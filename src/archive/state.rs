@@ -1,0 +1,289 @@
+//! What the archiver knows of itself: read by status reports, changed by its tasks.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::durability::durable_lsn;
+use crate::config::Durability;
+use crate::wal::{Lsn, TimelineId};
+
+/// Samples of when WAL arrived, for the lag in time; older ones are thinned out.
+const MAX_SAMPLES: usize = 4096;
+/// Samples are at least this far apart.
+const SAMPLE_SPACING: Duration = Duration::from_millis(50);
+/// A region that failed for so long counts as unreachable.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(5);
+
+/// How a region stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RegionHealth {
+    /// It takes what it gets.
+    Healthy,
+    /// It takes writes but is behind.
+    Lagging,
+    /// What it missed is being copied from another region.
+    Repairing,
+    /// It does not take writes.
+    Unreachable,
+}
+
+impl RegionHealth {
+    /// The word used in reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RegionHealth::Healthy => "healthy",
+            RegionHealth::Lagging => "lagging",
+            RegionHealth::Repairing => "repairing",
+            RegionHealth::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// One region in a report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegionReport {
+    /// Its name.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// How it stands.
+    pub health: RegionHealth,
+    /// Its frontier on the current timeline.
+    pub frontier: Option<Lsn>,
+    /// How many bytes it is behind the server.
+    pub lag_bytes: Option<u64>,
+    /// The age of the oldest WAL that it does not have.
+    pub lag_seconds: Option<f64>,
+    /// Its last failure.
+    pub last_error: Option<String>,
+}
+
+/// What an archiver reports.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ArchiveReport {
+    /// Whether it is streaming now.
+    pub streaming: bool,
+    /// Why not, or the last trouble.
+    pub trouble: Option<String>,
+    /// The server that it streams from.
+    pub host: Option<String>,
+    /// The server's version.
+    pub server_version: Option<String>,
+    /// The cluster's system identifier.
+    pub system_id: Option<u64>,
+    /// The timeline being archived.
+    pub timeline: Option<TimelineId>,
+    /// The server's clock, when it last spoke.
+    pub server_time: Option<DateTime<Utc>>,
+    /// The end of the server's WAL, when it last spoke.
+    pub wal_end: Lsn,
+    /// What the durability policy makes of the regions.
+    pub durable_lsn: Lsn,
+    /// The regions.
+    pub regions: Vec<RegionReport>,
+}
+
+#[derive(Debug)]
+struct RegionState {
+    name: String,
+    url: String,
+    frontier: Option<Lsn>,
+    repairing: bool,
+    behind: bool,
+    failing_since: Option<Instant>,
+    last_error: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    streaming: bool,
+    trouble: Option<String>,
+    host: Option<String>,
+    server_version: Option<String>,
+    system_id: Option<u64>,
+    timeline: Option<TimelineId>,
+    server_time: Option<DateTime<Utc>>,
+    wal_end: Lsn,
+    samples: VecDeque<(Lsn, Instant)>,
+    regions: Vec<RegionState>,
+}
+
+/// The archiver's state, shared by its tasks.
+#[derive(Clone)]
+pub struct ArchiveState {
+    inner: Arc<Mutex<Inner>>,
+    policy: Durability,
+    durable: Arc<watch::Sender<Lsn>>,
+}
+
+impl ArchiveState {
+    /// A state for regions with these names and URLs.
+    pub fn new(policy: Durability, regions: impl Iterator<Item = (String, String)>) -> ArchiveState {
+        let regions = regions
+            .map(|(name, url)| RegionState {
+                name,
+                url,
+                frontier: None,
+                repairing: false,
+                behind: false,
+                failing_since: None,
+                last_error: None,
+            })
+            .collect();
+        let inner = Inner { regions, ..Inner::default() };
+        ArchiveState {
+            inner: Arc::new(Mutex::new(inner)),
+            policy,
+            durable: Arc::new(watch::Sender::new(Lsn::INVALID)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The durable LSN and its changes.
+    pub fn durable(&self) -> watch::Receiver<Lsn> {
+        self.durable.subscribe()
+    }
+
+    fn update_durable(&self, inner: &Inner) {
+        let frontiers: Vec<_> = inner.regions.iter().map(|region| region.frontier).collect();
+        let durable = durable_lsn(self.policy, &frontiers);
+        self.durable.send_if_modified(|value| std::mem::replace(value, durable) != durable);
+    }
+
+    /// Streaming begins from a server, on a timeline.
+    pub(super) fn begin(&self, host: String, version: String, system_id: u64, timeline: TimelineId) {
+        let mut inner = self.lock();
+        inner.streaming = true;
+        inner.trouble = None;
+        inner.host = Some(host);
+        inner.server_version = Some(version);
+        inner.system_id = Some(system_id);
+        inner.timeline = Some(timeline);
+        inner.samples.clear();
+    }
+
+    /// Streaming ended.
+    pub(super) fn end(&self, trouble: Option<String>) {
+        let mut inner = self.lock();
+        inner.streaming = false;
+        inner.trouble = trouble;
+    }
+
+    /// Frontiers of another timeline begin.
+    pub(super) fn reset_frontiers(&self) {
+        let mut inner = self.lock();
+        for region in &mut inner.regions {
+            region.frontier = None;
+        }
+        self.update_durable(&inner);
+    }
+
+    /// The server spoke.
+    pub(super) fn heard(&self, wal_end: Lsn, received: Lsn, clock: DateTime<Utc>) {
+        let mut inner = self.lock();
+        inner.server_time = Some(clock);
+        inner.wal_end = inner.wal_end.max(wal_end).max(received);
+        let now = Instant::now();
+        let due = inner.samples.back().is_none_or(|(lsn, at)| {
+            received > *lsn && now.duration_since(*at) >= SAMPLE_SPACING
+        });
+        if due {
+            if inner.samples.len() == MAX_SAMPLES {
+                // Keep every second one: a longer memory, coarser.
+                let mut keep = false;
+                inner.samples.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+            }
+            inner.samples.push_back((received, now));
+        } else if let Some(last) = inner.samples.back_mut() {
+            last.0 = last.0.max(received);
+        }
+    }
+
+    /// A region stores WAL without a hole up to here.
+    pub(super) fn set_frontier(&self, region: usize, frontier: Lsn) {
+        let mut inner = self.lock();
+        inner.regions[region].frontier = Some(frontier);
+        inner.regions[region].failing_since = None;
+        self.update_durable(&inner);
+    }
+
+    /// A region is copying what it missed, or has done so.
+    pub(super) fn set_repairing(&self, region: usize, repairing: bool) {
+        self.lock().regions[region].repairing = repairing;
+    }
+
+    /// A region had to drop out of the fast path, or is back.
+    pub(super) fn set_behind(&self, region: usize, behind: bool) {
+        self.lock().regions[region].behind = behind;
+    }
+
+    /// A request to a region failed.
+    pub(super) fn failed(&self, region: usize, message: String) {
+        let mut inner = self.lock();
+        let region = &mut inner.regions[region];
+        region.failing_since.get_or_insert_with(Instant::now);
+        region.last_error = Some(message);
+    }
+
+    /// A request to a region worked.
+    pub(super) fn worked(&self, region: usize) {
+        self.lock().regions[region].failing_since = None;
+    }
+
+    /// Everything, for people and programs.
+    pub fn report(&self) -> ArchiveReport {
+        let durable_lsn = *self.durable.borrow();
+        let inner = self.lock();
+        let now = Instant::now();
+        let regions = inner.regions.iter().map(|region| inner.region_report(region, now)).collect();
+        ArchiveReport {
+            streaming: inner.streaming,
+            trouble: inner.trouble.clone(),
+            host: inner.host.clone(),
+            server_version: inner.server_version.clone(),
+            system_id: inner.system_id,
+            timeline: inner.timeline,
+            server_time: inner.server_time,
+            wal_end: inner.wal_end,
+            durable_lsn,
+            regions,
+        }
+    }
+}
+
+impl Inner {
+    fn region_report(&self, region: &RegionState, now: Instant) -> RegionReport {
+        let frontier = region.frontier;
+        let failing = region.failing_since.map(|since| now.duration_since(since));
+        let health = match failing {
+            Some(time) if time >= UNREACHABLE_AFTER => RegionHealth::Unreachable,
+            _ if region.repairing => RegionHealth::Repairing,
+            _ if region.behind || frontier.is_none() => RegionHealth::Lagging,
+            _ => RegionHealth::Healthy,
+        };
+        let oldest = frontier
+            .and_then(|frontier| self.samples.iter().find(|(lsn, _)| *lsn > frontier))
+            .map(|(_, at)| now.duration_since(*at).as_secs_f64());
+        RegionReport {
+            name: region.name.clone(),
+            url: region.url.clone(),
+            health,
+            frontier,
+            lag_bytes: frontier.map(|frontier| self.wal_end.bytes_since(frontier)),
+            lag_seconds: frontier.map(|_| oldest.unwrap_or(0.0)),
+            last_error: region.last_error.clone(),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Base backups: one BASE_BACKUP stream, read once, written to every region.
+//!
+//! ```text
+//! server ──► tar ──► packer ──► compression pool ──► packs ──► fan-out ──► one upload a region
+//! ```
+//! Data first, then `files.idx`, and `backup.json` last, in each region only once the WAL from the
+//! backup's start to its stop is there: a crash at any point leaves nothing that counts as a backup
+//! (invariant I3).
+
+mod fanout;
+mod packer;
+mod packs;
+mod take;
+mod tar;
+mod wal;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::archive::ArchiveError;
+use crate::pg::PgError;
+use crate::repo::BackupInfo;
+use crate::store::StoreError;
+
+pub use take::{BackupRequest, take_backup};
+pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
+
+/// What a backup came to.
+#[derive(Debug)]
+pub struct BackupOutcome {
+    /// The backup.
+    pub info: BackupInfo,
+    /// The regions that have it, by name.
+    pub regions: Vec<String>,
+    /// What kept it from the others.
+    pub failures: Vec<StoreError>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// How far long work has come: bytes, for whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// So many more bytes are done.
+    pub fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// So many bytes are to be done.
+    pub fn set_total(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes done and to be done; 0 to be done: not known.
+    pub fn get(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+}
+
+/// Why a backup failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] PgError),
+    /// The archiver that should bring the backup's WAL.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// What the server sent.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// Every region failed.
+    #[error("the backup reached no region: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    NoRegion(Vec<StoreError>),
+    /// The system.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}

@@ -1,0 +1,67 @@
+//! `pgkeep run`: the sidecar.
+
+use clap::Args as ClapArgs;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::context::{Context, conninfo, open_regions};
+use super::{CliError, Exit};
+use crate::archive::{ArchiveSettings, Archiver};
+use crate::serve::{Objectives, Service};
+
+/// Arguments of `run`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Accept a server with another system identifier than the archive's: after pg_upgrade
+    #[arg(long)]
+    new_lineage: bool,
+    /// Fill a region that is empty although the others are not
+    #[arg(long, value_name = "NAME")]
+    new_region: Vec<String>,
+}
+
+/// Runs until SIGTERM or SIGINT; the last WAL is stored first.
+pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
+    let config = context.load()?;
+    let regions = open_regions(&config, &[])?;
+    let mut settings = ArchiveSettings::new(&config.cluster, &config.wal);
+    settings.new_lineage = args.new_lineage;
+    settings.new_regions = args.new_region;
+    let archiver = Archiver::new(settings, conninfo(&config)?, &regions);
+    let cancelled = CancellationToken::new();
+    stop_on_signals(cancelled.clone())?;
+    if !config.http.listen.is_empty() {
+        let service = Service {
+            cluster: config.cluster.name.clone(),
+            regions: regions.within(&config.cluster.name),
+            archive: archiver.state(),
+            objectives: Objectives { rpo: config.objectives.rpo.0, rto: config.objectives.rto.0 },
+        };
+        tokio::spawn(service.run(config.http.listen.clone(), cancelled.clone()));
+    }
+    archiver.run(&cancelled).await?;
+    tracing::info!("stopped");
+    Ok(Exit::Done)
+}
+
+/// The first signal stops in good order, the second at once.
+fn stop_on_signals(cancelled: CancellationToken) -> Result<(), CliError> {
+    let failed = |error: std::io::Error| CliError::new(Exit::Failed, error.to_string());
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if !first {
+                tracing::warn!("stopping at once: WAL since the last flush stays on the server");
+                std::process::exit(Exit::Failed as i32);
+            }
+            tracing::info!("stopping: storing the last WAL");
+            cancelled.cancel();
+        }
+    });
+    Ok(())
+}

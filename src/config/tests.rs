@@ -1,0 +1,63 @@
+//! Tests of the configuration.
+
+use std::path::Path;
+
+use super::*;
+
+const SMALLEST: &str = r#"
+[cluster]
+name = "orders"
+conninfo = "host=db1"
+
+[[region]]
+name = "eu"
+url = "file:///archive"
+"#;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("pgkeep.toml")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_short_configuration_has_defaults_for_the_rest() {
+    let config = parse(SMALLEST).unwrap();
+    assert_eq!(config.cluster.slot, "pgkeep");
+    assert_eq!(config.wal.flush_interval.0, Duration::from_secs(5));
+    assert_eq!(config.objectives.rpo.to_string(), "15m");
+    assert_eq!(config.http.listen, "127.0.0.1:9847");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_file_and_line() {
+    let error = parse(&format!("{SMALLEST}\n[wal]\nflush = \"1s\"\n")).unwrap_err();
+    assert!(error.contains("pgkeep.toml"), "{error}");
+    assert!(error.contains("line 11"), "{error}");
+    assert!(error.contains("flush"), "{error}");
+}
+
+#[test]
+fn values_that_cannot_be_are_refused_by_key() {
+    for (addition, key) in [
+        ("[wal]\nmemory_limit = \"1MiB\"", "wal.memory_limit"),
+        ("[wal]\nflush_interval = \"soon\"", "flush_interval"),
+        ("[wal]\ncompression_level = 99", "wal.compression_level"),
+        ("[wal]\ndurability = \"some\"", "durability"),
+        ("[[region]]\nname = \"eu\"\nurl = \"file:///other\"", "region.name"),
+        ("[[region]]\nname = \"us\"\nurl = \"file:///archive\"", "region.url"),
+        ("[[region]]\nname = \"../x\"\nurl = \"file:///x\"", "region.name"),
+    ] {
+        let error = parse(&format!("{SMALLEST}\n{addition}\n")).unwrap_err();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
+#[test]
+fn spans_and_sizes_are_read_as_people_write_them() {
+    assert_eq!("90s".parse::<Span>().unwrap().to_string(), "90s");
+    assert_eq!("30d".parse::<Span>().unwrap().0, Duration::from_secs(30 * 86_400));
+    assert_eq!("0s".parse::<Span>().unwrap().0, Duration::ZERO);
+    assert_eq!("128MiB".parse::<ByteSize>().unwrap().0, 128 << 20);
+    for text in ["", "s", "5", "5 minutes", "-5s", "99999999999999999999d"] {
+        assert!(text.parse::<Span>().is_err(), "{text}");
+    }
+}

@@ -1,0 +1,308 @@
+//! Plain SQL through tokio-postgres, over a socket that this crate opened: so that both
+//! connections understand the same connection string, files and environment.
+
+use std::future::Ready;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use chrono::{DateTime, Utc};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinHandle;
+use tokio_postgres::config::{ChannelBinding as TheirBinding, SslMode as TheirMode, SslNegotiation};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
+
+use super::conninfo::ChannelBinding as OurBinding;
+use super::connection::{CONNECT_TIMEOUT, encryption_order, open_socket, password_for};
+use super::socket::Socket;
+use super::{ConnInfo, HostSpec, PgError, Surroundings};
+use crate::wal::{InvalidLsn, Lsn};
+
+/// A connection for plain SQL.
+pub struct Sql {
+    client: Client,
+    task: JoinHandle<()>,
+}
+
+/// What the configuration and the archive must know of a server.
+#[derive(Clone, Debug)]
+pub struct ServerFacts {
+    /// `server_version`, as it is printed.
+    pub version: String,
+    /// Whether it is a standby.
+    pub in_recovery: bool,
+    /// `wal_level`.
+    pub wal_level: String,
+    /// `max_wal_senders`.
+    pub max_wal_senders: u32,
+    /// Replication connections in use.
+    pub wal_senders: u32,
+    /// `max_replication_slots`.
+    pub max_replication_slots: u32,
+    /// Slots that exist.
+    pub replication_slots: u32,
+    /// `max_slot_wal_keep_size` in bytes; `None` without limit.
+    pub max_slot_wal_keep_size: Option<u64>,
+    /// `synchronous_standby_names`.
+    pub synchronous_standby_names: String,
+    /// `synchronous_commit`.
+    pub synchronous_commit: String,
+    /// `full_page_writes`.
+    pub full_page_writes: bool,
+    /// `data_checksums`.
+    pub data_checksums: bool,
+    /// `archive_mode`.
+    pub archive_mode: String,
+    /// Whether the role may start replication.
+    pub may_replicate: bool,
+    /// The server's clock.
+    pub clock: DateTime<Utc>,
+}
+
+/// What a server knows of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotFacts {
+    /// Whether a client streams from it, and the process that serves it.
+    pub active_pid: Option<i32>,
+    /// The oldest WAL that it keeps.
+    pub restart_lsn: Option<Lsn>,
+    /// `wal_status`: `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// The client that streams from it: application and address.
+    pub holder: Option<String>,
+}
+
+impl Sql {
+    /// Connects to one host: the one that a replication connection has found good.
+    ///
+    /// # Errors
+    /// Why it would not do.
+    pub async fn connect(
+        conninfo: &ConnInfo,
+        host: &HostSpec,
+        surroundings: &Surroundings<'_>,
+    ) -> Result<Sql, PgError> {
+        let timeout = conninfo.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
+        let attempt = async {
+            let mut last = PgError::Closed;
+            for encrypted in encryption_order(conninfo, host) {
+                match Self::attempt(conninfo, host, surroundings, *encrypted).await {
+                    Ok(Some(sql)) => return Ok(sql),
+                    Ok(None) => {}
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        };
+        tokio::time::timeout(timeout, attempt)
+            .await
+            .map_err(|_| PgError::Timeout("connecting for SQL"))?
+            .map_err(|error| PgError::Host { host: host.clone(), source: Box::new(error) })
+    }
+
+    async fn attempt(
+        conninfo: &ConnInfo,
+        host: &HostSpec,
+        surroundings: &Surroundings<'_>,
+        encrypted: bool,
+    ) -> Result<Option<Sql>, PgError> {
+        let Some(open) = open_socket(conninfo, host, encrypted).await? else { return Ok(None) };
+        let database = conninfo.dbname.as_deref().unwrap_or("postgres");
+        let mut config = Config::new();
+        config.user(&conninfo.user).dbname(database).application_name("pgkeep sql");
+        if let Some(options) = &conninfo.options {
+            config.options(options);
+        }
+        if let Some(password) = password_for(conninfo, host, database, surroundings) {
+            config.password(password.expose());
+        }
+        // The socket is encrypted already: "direct" makes the library ask for nothing more.
+        config.ssl_negotiation(SslNegotiation::Direct);
+        config.ssl_mode(if encrypted { TheirMode::Require } else { TheirMode::Disable });
+        config.channel_binding(match conninfo.channel_binding {
+            OurBinding::Disable => TheirBinding::Disable,
+            OurBinding::Prefer => TheirBinding::Prefer,
+            OurBinding::Require => TheirBinding::Require,
+        });
+        let tls = AlreadyEncrypted { binding: open.binding };
+        let (client, connection) = config.connect_raw(open.socket, tls).await?;
+        let task = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("SQL connection: {error}");
+            }
+        });
+        Ok(Some(Sql { client, task }))
+    }
+
+    /// Runs SQL and gives the rows of its last statement as text.
+    ///
+    /// # Errors
+    /// When the server refuses it or the connection breaks.
+    pub async fn rows(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>, PgError> {
+        let messages = self.client.simple_query(sql).await?;
+        let mut rows = Vec::new();
+        for message in messages {
+            match message {
+                SimpleQueryMessage::Row(row) => {
+                    let columns = 0..row.len();
+                    rows.push(columns.map(|i| row.get(i).map(str::to_owned)).collect());
+                }
+                SimpleQueryMessage::RowDescription(_) => rows.clear(),
+                _ => {}
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The single value that SQL gives, or `None` for NULL or no row.
+    ///
+    /// # Errors
+    /// When the server refuses it or the connection breaks.
+    pub async fn value(&self, sql: &str) -> Result<Option<String>, PgError> {
+        Ok(self.rows(sql).await?.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
+    }
+
+    /// The server's clock.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn clock(&self) -> Result<DateTime<Utc>, PgError> {
+        let text = self.value("SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint").await?;
+        text.and_then(|text| text.parse().ok())
+            .and_then(DateTime::from_timestamp_micros)
+            .ok_or_else(|| PgError::Protocol("the server's clock cannot be read".into()))
+    }
+
+    /// What the configuration and the archive must know.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn server_facts(&self) -> Result<ServerFacts, PgError> {
+        let rows = self.rows(FACTS).await?;
+        let row = rows.first().ok_or_else(|| PgError::Protocol("no facts".into()))?;
+        let text = |index: usize| row.get(index).and_then(Clone::clone).unwrap_or_default();
+        let number = |index: usize| text(index).parse().unwrap_or(0);
+        let keep: i64 = text(7).parse().unwrap_or(-1);
+        Ok(ServerFacts {
+            version: text(0),
+            in_recovery: text(1) == "t",
+            wal_level: text(2),
+            max_wal_senders: number(3),
+            wal_senders: number(4),
+            max_replication_slots: number(5),
+            replication_slots: number(6),
+            max_slot_wal_keep_size: u64::try_from(keep).ok().map(|mebibytes| mebibytes << 20),
+            synchronous_standby_names: text(8),
+            synchronous_commit: text(9),
+            full_page_writes: text(10) == "on",
+            data_checksums: text(11) == "on",
+            archive_mode: text(12),
+            may_replicate: text(13) == "t",
+            clock: self.clock().await?,
+        })
+    }
+
+    /// What the server knows of a slot; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// When the connection breaks, or the slot is not a physical one.
+    pub async fn slot(&self, name: &str) -> Result<Option<SlotFacts>, PgError> {
+        let name = super::replication::quote_literal(name);
+        let sql = format!(
+            "SELECT s.slot_type, s.active_pid, s.restart_lsn, s.wal_status, \
+             r.application_name || coalesce(' at ' || r.client_addr, '') \
+             FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid \
+             WHERE s.slot_name = {name}"
+        );
+        let rows = self.rows(&sql).await?;
+        let Some(row) = rows.into_iter().next() else { return Ok(None) };
+        let mut row = row.into_iter();
+        let mut next = || row.next().flatten();
+        if next().as_deref() != Some("physical") {
+            return Err(PgError::Protocol(format!(
+                "the replication slot {name} is a logical one; set another name for slot"
+            )));
+        }
+        let active_pid = next().and_then(|pid| pid.parse().ok());
+        let restart_lsn = next()
+            .map(|lsn| lsn.parse())
+            .transpose()
+            .map_err(|error: InvalidLsn| PgError::Protocol(error.to_string()))?;
+        Ok(Some(SlotFacts { active_pid, restart_lsn, wal_status: next(), holder: next() }))
+    }
+}
+
+const FACTS: &str = "SELECT current_setting('server_version'), pg_is_in_recovery(), \
+    current_setting('wal_level'), current_setting('max_wal_senders'), \
+    (SELECT count(*) FROM pg_stat_replication), current_setting('max_replication_slots'), \
+    (SELECT count(*) FROM pg_replication_slots), \
+    (SELECT setting FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), \
+    current_setting('synchronous_standby_names'), current_setting('synchronous_commit'), \
+    current_setting('full_page_writes'), current_setting('data_checksums'), \
+    current_setting('archive_mode'), \
+    (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user)";
+
+impl Drop for Sql {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Stands in for a TLS handshake that was done before.
+struct AlreadyEncrypted {
+    binding: Option<Vec<u8>>,
+}
+
+/// A socket that tokio-postgres may ask for its channel binding.
+struct BoundSocket {
+    socket: Socket,
+    binding: Option<Vec<u8>>,
+}
+
+impl TlsConnect<Socket> for AlreadyEncrypted {
+    type Stream = BoundSocket;
+    type Error = io::Error;
+    type Future = Ready<Result<BoundSocket, io::Error>>;
+
+    fn connect(self, socket: Socket) -> Self::Future {
+        std::future::ready(Ok(BoundSocket { socket, binding: self.binding }))
+    }
+}
+
+impl TlsStream for BoundSocket {
+    fn channel_binding(&self) -> ChannelBinding {
+        match &self.binding {
+            Some(hash) => ChannelBinding::tls_server_end_point(hash.clone()),
+            None => ChannelBinding::none(),
+        }
+    }
+}
+
+impl AsyncRead for BoundSocket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for BoundSocket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,405 @@
+//! `files.idx`: where each byte of each file of a backup lies.
+//!
+//! A container whose frames hold records, none of which crosses a frame. Numbers are varints
+//! unless a size is given; texts are a length and bytes.
+//! ```text
+//! pack record   label, number, stored size, 32-byte hash of the stored object,
+//!               count, then for each frame: stored size, raw size, 8-byte hash of the raw content
+//! file record   u8 kind: 0 directory, 1 file, 2 more extents of the file before
+//!               path, mode                     (kinds 0 and 1)
+//!               mtime in seconds, size         (kind 1)
+//!               count, then for each extent: pack (0: zeros, else 1 + place of its record),
+//!               frame, offset in the frame, length   (kinds 1 and 2; zeros have only a length)
+//! ```
+//! Pack records fill the first `pack_frames` frames, file records the rest, sorted by path. The
+//! metadata (JSON) gives those counts and the first path of each file frame, so that one file is
+//! found with one ranged read. Packs of older backups may be named: that is what makes an
+//! incremental restore like a full.
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use super::container::{Container, ContainerError, ContainerWriter, FRAME_SIZE, compress_frame};
+use super::varint::{put, put_bytes, take, take_bytes};
+use super::{BackupLabel, ContentHash, FORMAT_VERSION, ShortHash};
+
+/// Extents in one record: more go into records of kind 2.
+const EXTENTS_PER_RECORD: usize = 8192;
+/// PostgreSQL's own limit on a path (`MAXPGPATH`), with room.
+const MAX_PATH: usize = 4096;
+const LEVEL: i32 = 3;
+
+/// One frame of a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackFrame {
+    /// Bytes it takes in the pack.
+    pub stored_size: u32,
+    /// Length of its raw content.
+    pub raw_size: u32,
+    /// Hash of its raw content.
+    pub hash: ShortHash,
+}
+
+/// One pack, of this backup or of an older one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackEntry {
+    /// The backup in whose folder it lies.
+    pub label: BackupLabel,
+    /// Its number there.
+    pub number: u32,
+    /// Length of the object.
+    pub stored_size: u64,
+    /// Hash of the object as stored.
+    pub hash: ContentHash,
+    /// Its frames, in order.
+    pub frames: Vec<PackFrame>,
+}
+
+/// A run of bytes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Bytes that lie in a pack.
+    Stored {
+        /// Index into the packs.
+        pack: u32,
+        /// The frame in the pack.
+        frame: u32,
+        /// Where in the frame's raw content.
+        offset: u32,
+        /// How many bytes.
+        length: u32,
+    },
+    /// Zeros that are not stored.
+    Zeros {
+        /// How many.
+        length: u64,
+    },
+}
+
+impl Extent {
+    /// How many bytes of the file it is.
+    pub fn length(&self) -> u64 {
+        match self {
+            Extent::Stored { length, .. } => u64::from(*length),
+            Extent::Zeros { length } => *length,
+        }
+    }
+}
+
+/// What a path is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file with its content.
+    File {
+        /// Modification time, seconds since 1970.
+        mtime: u64,
+        /// Length in bytes; the extents' lengths add up to it.
+        size: u64,
+        /// The content, in order.
+        extents: Vec<Extent>,
+    },
+}
+
+/// One path of a backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Relative to the data directory, with `/`. Tablespaces lie under `pg_tblspc/<oid>/`.
+    pub path: String,
+    /// Unix permission bits.
+    pub mode: u32,
+    /// What it is.
+    pub kind: FileKind,
+}
+
+/// A file index in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileIndex {
+    /// All packs that the files refer to.
+    pub packs: Vec<PackEntry>,
+    /// All paths, sorted.
+    pub files: Vec<FileEntry>,
+}
+
+/// The metadata of the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIndexSummary {
+    /// Format version.
+    pub format: u32,
+    /// Frames that hold pack records.
+    pub pack_frames: usize,
+    /// Number of packs.
+    pub packs: usize,
+    /// Number of paths.
+    pub files: usize,
+    /// The first path of each frame that holds file records.
+    pub first_paths: Vec<String>,
+}
+
+/// Why a file index cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FileIndexError {
+    /// The object that holds it is damaged.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// Its frames are whole but what they say makes no sense.
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+}
+
+fn damaged(what: impl Into<String>) -> FileIndexError {
+    FileIndexError::Damaged(what.into())
+}
+
+impl FileIndex {
+    /// The object's bytes. Sorts the files.
+    ///
+    /// # Errors
+    /// Only when zstd cannot get memory.
+    pub fn encode(&mut self) -> std::io::Result<Bytes> {
+        self.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        let mut output = Output::default();
+        for pack in &self.packs {
+            output.record(|buffer| put_pack(buffer, pack))?;
+        }
+        output.end_frame()?;
+        let pack_frames = output.writer.frames() as usize;
+        let mut first_paths = Vec::new();
+        for file in &self.files {
+            let extents = match &file.kind {
+                FileKind::Directory => &[][..],
+                FileKind::File { extents, .. } => extents,
+            };
+            let (first, more) = extents.split_at(extents.len().min(EXTENTS_PER_RECORD));
+            let begins_frame = output.record(|buffer| put_file(buffer, file, first))?;
+            if begins_frame {
+                first_paths.push(file.path.clone());
+            }
+            for chunk in more.chunks(EXTENTS_PER_RECORD) {
+                let begins_frame = output.record(|buffer| {
+                    buffer.push(2);
+                    put_extents(buffer, chunk);
+                })?;
+                if begins_frame {
+                    first_paths.push(file.path.clone());
+                }
+            }
+        }
+        output.end_frame()?;
+        let summary = FileIndexSummary {
+            format: FORMAT_VERSION,
+            pack_frames,
+            packs: self.packs.len(),
+            files: self.files.len(),
+            first_paths,
+        };
+        output.bytes.extend_from_slice(&output.writer.finish(&serde_json::to_vec(&summary)?));
+        Ok(output.bytes.freeze())
+    }
+
+    /// Reads the object.
+    ///
+    /// # Errors
+    /// When anything in it is damaged: a frame, a record, an extent that points nowhere.
+    pub fn decode(bytes: Bytes) -> Result<FileIndex, FileIndexError> {
+        let container = Container::open(bytes)?;
+        let summary: FileIndexSummary = serde_json::from_slice(&container.trailer().metadata)
+            .map_err(|error| damaged(format!("its metadata cannot be read: {error}")))?;
+        if summary.format > FORMAT_VERSION {
+            return Err(ContainerError::Newer(summary.format.min(255) as u8).into());
+        }
+        let mut index = FileIndex::default();
+        for frame in 0..container.trailer().frames.len() {
+            let raw = container.frame(frame)?;
+            let mut rest = raw.as_slice();
+            while !rest.is_empty() {
+                if frame < summary.pack_frames {
+                    let pack = take_pack(&mut rest).ok_or_else(|| damaged("a pack record"))?;
+                    index.packs.push(pack);
+                } else {
+                    index.take_file(&mut rest)?;
+                }
+            }
+        }
+        if index.packs.len() != summary.packs || index.files.len() != summary.files {
+            return Err(damaged("records are missing"));
+        }
+        index.check()?;
+        Ok(index)
+    }
+
+    fn take_file(&mut self, rest: &mut &[u8]) -> Result<(), FileIndexError> {
+        let cut = || damaged("a file record is cut off");
+        let (kind, after) = rest.split_first().ok_or_else(cut)?;
+        *rest = after;
+        if *kind == 2 {
+            let Some(FileEntry { kind: FileKind::File { extents, .. }, .. }) = self.files.last_mut()
+            else {
+                return Err(damaged("more extents of no file"));
+            };
+            return take_extents(rest, extents).ok_or_else(cut);
+        }
+        let path = take_bytes(rest).ok_or_else(cut)?;
+        let path = String::from_utf8(path.to_vec()).map_err(|_| damaged("a path is not UTF-8"))?;
+        let mode = take(rest).ok_or_else(cut)? as u32 & 0o7777;
+        let kind = match *kind {
+            0 => FileKind::Directory,
+            1 => {
+                let mtime = take(rest).ok_or_else(cut)?;
+                let size = take(rest).ok_or_else(cut)?;
+                let mut extents = Vec::new();
+                take_extents(rest, &mut extents).ok_or_else(cut)?;
+                FileKind::File { mtime, size, extents }
+            }
+            other => return Err(damaged(format!("a record of the unknown kind {other}"))),
+        };
+        self.files.push(FileEntry { path, mode, kind });
+        Ok(())
+    }
+
+    /// Checks that every path stays inside the data directory, and every extent inside its frame.
+    fn check(&self) -> Result<(), FileIndexError> {
+        for file in &self.files {
+            let inside = !file.path.is_empty()
+                && file.path.len() <= MAX_PATH
+                && !file.path.contains('\0')
+                && file.path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+            if !inside {
+                return Err(damaged(format!("the path {:?} leads outside", file.path)));
+            }
+            let FileKind::File { size, extents, .. } = &file.kind else { continue };
+            let mut total = 0_u64;
+            for extent in extents {
+                total = total.saturating_add(extent.length());
+                let Extent::Stored { pack, frame, offset, length } = *extent else { continue };
+                let frame = self
+                    .packs
+                    .get(pack as usize)
+                    .and_then(|pack| pack.frames.get(frame as usize))
+                    .ok_or_else(|| damaged(format!("{} lies in no pack", file.path)))?;
+                if u64::from(offset) + u64::from(length) > u64::from(frame.raw_size) {
+                    return Err(damaged(format!("{} lies outside its frame", file.path)));
+                }
+            }
+            if total != *size {
+                return Err(damaged(format!("{} has {total} bytes of {size}", file.path)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Frames being written.
+#[derive(Default)]
+struct Output {
+    bytes: BytesMut,
+    frame: Vec<u8>,
+    writer: ContainerWriter,
+}
+
+impl Output {
+    /// Appends one record; `true` when it is the first of its frame.
+    fn record(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> std::io::Result<bool> {
+        let before = self.frame.len();
+        write(&mut self.frame);
+        if self.frame.len() > FRAME_SIZE && before > 0 {
+            let record = self.frame.split_off(before);
+            self.end_frame()?;
+            self.frame = record;
+            return Ok(true);
+        }
+        Ok(before == 0)
+    }
+
+    fn end_frame(&mut self) -> std::io::Result<()> {
+        if !self.frame.is_empty() {
+            let frame = compress_frame(&self.frame, LEVEL)?;
+            self.writer.push(&frame);
+            self.bytes.extend_from_slice(&frame.stored);
+            self.frame.clear();
+        }
+        Ok(())
+    }
+}
+
+fn put_pack(buffer: &mut Vec<u8>, pack: &PackEntry) {
+    put_bytes(buffer, pack.label.as_str().as_bytes());
+    put(buffer, u64::from(pack.number));
+    put(buffer, pack.stored_size);
+    buffer.extend_from_slice(&pack.hash.0);
+    put(buffer, pack.frames.len() as u64);
+    for frame in &pack.frames {
+        put(buffer, u64::from(frame.stored_size));
+        put(buffer, u64::from(frame.raw_size));
+        buffer.extend_from_slice(&frame.hash.0.to_be_bytes());
+    }
+}
+
+fn take_pack(rest: &mut &[u8]) -> Option<PackEntry> {
+    let label = std::str::from_utf8(take_bytes(rest)?).ok()?.parse().ok()?;
+    let number = u32::try_from(take(rest)?).ok()?;
+    let stored_size = take(rest)?;
+    let hash = ContentHash(*rest.first_chunk()?);
+    *rest = &rest[32..];
+    let count = usize::try_from(take(rest)?).ok()?;
+    let mut frames = Vec::with_capacity(count.min(rest.len() / 10));
+    for _ in 0..count {
+        let stored_size = u32::try_from(take(rest)?).ok()?;
+        let raw_size = u32::try_from(take(rest)?).ok()?;
+        let hash = ShortHash(u64::from_be_bytes(*rest.first_chunk()?));
+        *rest = &rest[8..];
+        frames.push(PackFrame { stored_size, raw_size, hash });
+    }
+    Some(PackEntry { label, number, stored_size, hash, frames })
+}
+
+fn put_file(buffer: &mut Vec<u8>, file: &FileEntry, extents: &[Extent]) {
+    buffer.push(u8::from(file.kind != FileKind::Directory));
+    put_bytes(buffer, file.path.as_bytes());
+    put(buffer, u64::from(file.mode));
+    if let FileKind::File { mtime, size, .. } = &file.kind {
+        put(buffer, *mtime);
+        put(buffer, *size);
+        put_extents(buffer, extents);
+    }
+}
+
+fn put_extents(buffer: &mut Vec<u8>, extents: &[Extent]) {
+    put(buffer, extents.len() as u64);
+    for extent in extents {
+        match *extent {
+            Extent::Zeros { length } => {
+                put(buffer, 0);
+                put(buffer, length);
+            }
+            Extent::Stored { pack, frame, offset, length } => {
+                put(buffer, u64::from(pack) + 1);
+                put(buffer, u64::from(frame));
+                put(buffer, u64::from(offset));
+                put(buffer, u64::from(length));
+            }
+        }
+    }
+}
+
+fn take_extents(rest: &mut &[u8], extents: &mut Vec<Extent>) -> Option<()> {
+    let count = take(rest)?;
+    for _ in 0..count {
+        let pack = take(rest)?;
+        let number = |value: Option<u64>| value.and_then(|value| u32::try_from(value).ok());
+        extents.push(match pack.checked_sub(1) {
+            None => Extent::Zeros { length: take(rest)? },
+            Some(pack) => Extent::Stored {
+                pack: u32::try_from(pack).ok()?,
+                frame: number(take(rest))?,
+                offset: number(take(rest))?,
+                length: number(take(rest))?,
+            },
+        });
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,36 @@
+//! What lies in a region: names, the object format and the types written into it.
+//!
+//! Pure, like [`crate::wal`]: bytes in, values out, and back. `docs/FORMAT.md` gives the same
+//! layouts for people and for other programs; golden files in the tests keep both honest.
+
+mod alive;
+mod backup;
+mod container;
+mod coverage;
+mod files;
+mod gap;
+mod hash;
+mod lineage;
+mod names;
+mod piece;
+mod varint;
+
+pub use alive::{Alive, RegionWord};
+pub use backup::{BackupInfo, BackupLabel, BackupType, InvalidLabel, StoredObject, Tablespace};
+pub use container::{
+    Container, ContainerError, ContainerWriter, FRAME_SIZE, Frame, FrameRange, TRAILER_GUESS,
+    Trailer, TrailerRead, compress_frame, decompress_frame,
+};
+pub use coverage::{CoverPart, Coverage, Divergence};
+pub use files::{
+    Extent, FileEntry, FileIndex, FileIndexError, FileIndexSummary, FileKind, PackEntry, PackFrame,
+};
+pub use gap::Gap;
+pub use hash::{ContentHash, ContentHasher, ContentKey, ShortHash};
+pub use lineage::{FORMAT_VERSION, Lineage};
+pub use names::{
+    ALIVE_FOLDER, BACKUP_FOLDER, GAP_FOLDER, LINEAGE_FILE, PIECE_SIZE, PieceName, TIMELINE_FOLDER,
+    WAL_FOLDER, alive_key, backup_folder, backup_json_key, files_idx_key, gap_key, history_key,
+    log_folder, manifest_key, pack_key, parse_gap_key, parse_history_name, timeline_folder,
+};
+pub use piece::PieceMeta;

@@ -1,0 +1,271 @@
+//! The plan of a restore: everything is decided, and refused, before anything is touched.
+//!
+//! The plan pins the lineage, the timeline path as numbers, the backup and the end of the WAL. It
+//! is stored beside the data as [`PLAN_FILE`], for `wal-fetch`.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::target::{Target, TimelineChoice};
+use super::wal_path::WalPath;
+use crate::repo::{BackupInfo, BackupLabel, FORMAT_VERSION};
+use crate::store::{Catalog, ReadError};
+use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
+
+/// The plan's name in the data directory.
+pub const PLAN_FILE: &str = "pgkeep-restore.json";
+
+/// What the user asks for.
+#[derive(Clone, Debug)]
+pub struct PlanRequest {
+    /// What is to be reached.
+    pub target: Target,
+    /// Stop just before the target instead of just after it.
+    pub exclusive: bool,
+    /// Which history to follow.
+    pub timeline: TimelineChoice,
+    /// The backup to begin with; the best one if not given.
+    pub backup: Option<BackupLabel>,
+}
+
+/// One timeline of the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathPart {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where its WAL begins to count.
+    pub begin: Lsn,
+    /// Where it stops to count: the fork, or the end of the plan.
+    pub end: Lsn,
+}
+
+/// A plan that holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Format version.
+    pub format: u32,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Whose archive it is.
+    pub system_identifier: String,
+    /// PostgreSQL's major version.
+    pub postgres_major: u32,
+    /// The cluster's segment size in bytes.
+    pub wal_segment_size: SegmentSize,
+    /// The backup.
+    pub backup: BackupLabel,
+    /// The regions that have it.
+    pub backup_regions: Vec<String>,
+    /// Why this backup.
+    pub reason: String,
+    /// The timelines that recovery passes through, oldest first.
+    pub path: Vec<PathPart>,
+    /// What was asked for.
+    pub target: Target,
+    /// What PostgreSQL is told; `End` where the target is the state at the end.
+    pub recovery_target: Target,
+    /// Stop just before the target.
+    pub exclusive: bool,
+    /// Bytes of the data directory.
+    pub data_bytes: u64,
+    /// Bytes of packs to fetch.
+    pub backup_bytes: u64,
+    /// Bytes of WAL to replay at most.
+    pub wal_bytes: u64,
+    /// The last moment that recovery reaches, if the archive tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reaches: Option<DateTime<Utc>>,
+}
+
+impl Plan {
+    /// The end of the WAL that the plan promises.
+    pub fn end(&self) -> Lsn {
+        self.path.last().map_or(Lsn::INVALID, |part| part.end)
+    }
+
+    /// The timeline that recovery ends on.
+    pub fn timeline(&self) -> TimelineId {
+        self.path.last().map_or(TimelineId::FIRST, |part| part.timeline)
+    }
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The target cannot be reached.
+    #[error("{target} cannot be reached: {reason}{}", nearest.as_ref().map_or(String::new(), |text| format!(". {text}")))]
+    Unreachable {
+        /// What was asked for.
+        target: Target,
+        /// Why not.
+        reason: String,
+        /// What can be reached instead.
+        nearest: Option<String>,
+    },
+    /// Two histories.
+    #[error("{0}; nobody but you can say which one is right")]
+    Diverged(#[from] crate::repo::Divergence),
+    /// No region can be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Makes the plan.
+///
+/// # Errors
+/// When the target cannot be reached, with the reason.
+pub async fn make_plan(catalog: &Catalog, request: &PlanRequest) -> Result<Plan, PlanError> {
+    let unreachable = |reason: String| PlanError::Unreachable {
+        target: request.target.clone(),
+        reason,
+        nearest: nearest(catalog),
+    };
+    if catalog.backups.is_empty() {
+        return Err(unreachable("the archive has no backup".into()));
+    }
+    let mut reasons = Vec::new();
+    for (label, (info, regions)) in catalog.backups.iter().rev() {
+        if request.backup.as_ref().is_some_and(|wanted| wanted != label) {
+            continue;
+        }
+        match candidate(catalog, request, info).await? {
+            Ok(found) => return Ok(found.into_plan(catalog, request, info, regions)),
+            Err(reason) => reasons.push(format!("backup {label}: {reason}")),
+        }
+    }
+    if reasons.is_empty()
+        && let Some(label) = &request.backup
+    {
+        return Err(unreachable(format!("there is no backup {label}")));
+    }
+    // The newest few say it; the rest repeat them.
+    reasons.truncate(3);
+    Err(unreachable(reasons.join("; ")))
+}
+
+/// What a backup can do for the request.
+struct Found {
+    path: Vec<PathPart>,
+    recovery_target: Target,
+    wal_bytes: u64,
+    reaches: Option<DateTime<Utc>>,
+}
+
+impl Found {
+    fn into_plan(
+        self,
+        catalog: &Catalog,
+        request: &PlanRequest,
+        info: &BackupInfo,
+        regions: &[String],
+    ) -> Plan {
+        let reason = match (&request.backup, catalog.backups.keys().next_back()) {
+            (Some(_), _) => "it was asked for",
+            (None, Some(newest)) if *newest == info.label => "it is the newest backup",
+            _ => "it is the newest backup that ended before the target on its path",
+        };
+        Plan {
+            format: FORMAT_VERSION,
+            cluster: catalog.lineage.cluster.clone(),
+            system_identifier: catalog.lineage.system_identifier.clone(),
+            postgres_major: catalog.lineage.postgres_major,
+            wal_segment_size: catalog.lineage.wal_segment_size,
+            backup: info.label.clone(),
+            backup_regions: regions.to_vec(),
+            reason: reason.to_owned(),
+            path: self.path,
+            target: request.target.clone(),
+            recovery_target: self.recovery_target,
+            exclusive: request.exclusive,
+            data_bytes: info.size,
+            backup_bytes: info.stored_size,
+            wal_bytes: self.wal_bytes,
+            reaches: self.reaches,
+        }
+    }
+}
+
+/// Looks whether the backup can serve the request: the inner `Err` says why not.
+async fn candidate(
+    catalog: &Catalog,
+    request: &PlanRequest,
+    info: &BackupInfo,
+) -> Result<Result<Found, String>, PlanError> {
+    let timeline = match request.timeline {
+        TimelineChoice::Latest => catalog.newest_timeline(),
+        TimelineChoice::Current => info.timeline,
+        TimelineChoice::Number(number) => number,
+    };
+    let Some(history) = catalog.history(timeline) else {
+        return Ok(Err(format!("the history file of timeline {timeline} is missing")));
+    };
+    if let Err(reason) = suits(info, &history, &request.target) {
+        return Ok(Err(reason));
+    }
+    let wal = WalPath::read(catalog, &history, info.timeline, info.start_lsn).await?;
+    if let Some(divergence) = wal.divergence() {
+        return Err(divergence.into());
+    }
+    let end = wal.end();
+    if end < info.stop_lsn {
+        return Ok(Err(format!(
+            "WAL from {end} on is missing, and the backup is consistent only at {}",
+            info.stop_lsn
+        )));
+    }
+    let resolved = match &request.target {
+        Target::Immediate => Ok((Target::Immediate, Some(info.stop_time))),
+        Target::End => match wal.hole() {
+            Some((from, to)) => Err(format!(
+                "there is a hole in the WAL from {from} to {to}. To recover up to it, ask for --target-lsn {from}"
+            )),
+            None => Ok((Target::End, wal.last_time(catalog, info.stop_lsn).await?)),
+        },
+        Target::Lsn(lsn) => wal.resolve_lsn(catalog, *lsn).await?,
+        Target::Time(time) => wal.resolve_time(catalog, *time, info, request.exclusive).await?,
+        Target::Xid(xid) => wal.resolve_xid(catalog, *xid, info.stop_lsn).await?,
+        Target::Name(name) => wal.resolve_name(catalog, name, info.stop_lsn).await?,
+    };
+    let path = match &resolved {
+        Ok((Target::Immediate, _)) => wal.parts_until(info.stop_lsn),
+        _ => wal.parts(),
+    };
+    Ok(resolved.map(|(recovery_target, reaches)| Found {
+        wal_bytes: wal.end().bytes_since(info.start_lsn),
+        path,
+        recovery_target,
+        reaches,
+    }))
+}
+
+/// What can be said without looking at WAL.
+fn suits(info: &BackupInfo, history: &TimelineHistory, target: &Target) -> Result<(), String> {
+    if !history.reachable_from(info.timeline, info.stop_lsn) {
+        return Err(format!(
+            "it lies on timeline {} and ended at {}, from where timeline {} cannot be reached",
+            info.timeline, info.stop_lsn, history.timeline
+        ));
+    }
+    match target {
+        Target::Time(time) if *time < info.stop_time => {
+            Err(format!("it ended later, at {}", info.stop_time.format("%Y-%m-%d %H:%M:%S%.3f UTC")))
+        }
+        Target::Lsn(lsn) if *lsn < info.stop_lsn => Err(format!("it ended later, at {}", info.stop_lsn)),
+        _ => Ok(()),
+    }
+}
+
+/// What can be reached: told with every refusal.
+fn nearest(catalog: &Catalog) -> Option<String> {
+    let (first, _) = catalog.backups.values().next()?;
+    let word = catalog.alive.iter().map(|alive| alive.server_time).max();
+    let until = word.map_or(String::new(), |time| {
+        format!("; an archiver last spoke at {}", time.format("%Y-%m-%d %H:%M:%S%.3f UTC"))
+    });
+    Some(format!(
+        "The earliest moment that can be is {} ({}), the end of backup {}{until}",
+        first.stop_time.format("%Y-%m-%d %H:%M:%S%.3f UTC"),
+        first.stop_lsn,
+        first.label
+    ))
+}
