@@ -136,6 +136,7 @@ impl Backlog {
     }
 
     /// Bytes reserved and held.
+    #[cfg(test)]
     pub(super) fn used(&self) -> u64 {
         self.lock().used
     }

@@ -147,6 +147,11 @@ impl ArchiveError {
         }
     }
 
+    /// Whether another archiver holds the slot (`ERRCODE_OBJECT_IN_USE`).
+    pub fn is_slot_in_use(&self) -> bool {
+        matches!(self, ArchiveError::Server(error) if error.code() == Some("55006"))
+    }
+
     /// Whether two histories, or two clusters, met.
     pub fn is_divergence(&self) -> bool {
         matches!(self, ArchiveError::Foreign { .. } | ArchiveError::Diverged { .. })

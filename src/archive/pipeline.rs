@@ -1,6 +1,7 @@
 //! The tasks between the socket and the regions, for one timeline.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,9 @@ use crate::wal::Lsn;
 
 /// Messages between socket and cutter: at most 128 KiB of WAL each.
 const FEED_CAPACITY: usize = 64;
+
+/// With `flush_interval = "0s"`: how long WAL waits for the piece before it to become durable.
+const CONTINUOUS_LIMIT: Duration = Duration::from_millis(500);
 
 /// What the receiver hands on.
 #[derive(Debug)]
@@ -37,6 +41,9 @@ pub(super) struct Overlap {
 /// The running tasks.
 pub(super) struct Pipeline {
     pub(super) feed: mpsc::Sender<Feed>,
+    /// Up to here what the server sent was compared with the archive: nothing behind it may be
+    /// acknowledged, whatever the regions hold.
+    pub(super) compared: Arc<AtomicU64>,
     cutter: JoinHandle<Result<(), ArchiveError>>,
     sequencer: JoinHandle<Result<(), ArchiveError>>,
     uploaders: JoinSet<()>,
@@ -55,8 +62,10 @@ struct CutterTask {
     compressing: mpsc::Sender<Compressing>,
     /// When the oldest byte that no piece holds arrived.
     oldest: Option<Instant>,
-    /// How far pieces were cut.
-    cut: Lsn,
+    /// How far pieces were cut; `None` before the first.
+    cut: Option<Lsn>,
+    /// Up to here what the server sent was compared with the archive.
+    compared: Arc<AtomicU64>,
 }
 
 impl Pipeline {
@@ -74,7 +83,7 @@ impl Pipeline {
         let (feed, feed_receiver) = mpsc::channel(FEED_CAPACITY);
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let (compressing, sequence) = mpsc::channel(cores);
-        let cut = cutter.position();
+        let compared = Arc::new(AtomicU64::new(0));
         let task = CutterTask {
             cutter,
             overlap,
@@ -84,7 +93,8 @@ impl Pipeline {
             context,
             compressing,
             oldest: None,
-            cut,
+            cut: None,
+            compared: compared.clone(),
         };
         let mut running = JoinSet::new();
         for uploader in uploaders {
@@ -92,6 +102,7 @@ impl Pipeline {
         }
         Pipeline {
             feed,
+            compared,
             cutter: tokio::spawn(task.run(feed_receiver)),
             sequencer: tokio::spawn(in_order(sequence, backlog.clone())),
             uploaders: running,
@@ -111,6 +122,7 @@ impl Pipeline {
         patience_for_others: Duration,
     ) -> Result<(), ArchiveError> {
         drop(self.feed);
+        let stragglers = [self.cutter.abort_handle(), self.sequencer.abort_handle()];
         let mut deadline = Instant::now() + patience;
         let cut = tokio::time::timeout_at(deadline, async {
             let cut = joined(self.cutter.await);
@@ -118,6 +130,10 @@ impl Pipeline {
             cut.and(ordered)
         });
         let outcome = cut.await.unwrap_or(Ok(()));
+        // Past their time they hold memory for nobody.
+        for task in stragglers {
+            task.abort();
+        }
         if outcome.is_err() {
             deadline = Instant::now() + patience_for_others;
         }
@@ -152,11 +168,14 @@ impl CutterTask {
     async fn run(mut self, mut feed: mpsc::Receiver<Feed>) -> Result<(), ArchiveError> {
         let continuous = self.flush_interval.is_zero();
         loop {
-            let due = self.oldest.map(|oldest| oldest + self.flush_interval);
-            let due = due.filter(|_| !continuous);
-            // Continuously: as soon as one piece is durable the next one is cut.
-            if continuous && self.cutter.has_unflushed() && *self.durable.borrow() >= self.cut {
+            // Continuously: as soon as one piece is durable the next one is cut, and at the latest
+            // after a moment: the regions that work must not wait for one that does not.
+            let interval = if continuous { CONTINUOUS_LIMIT } else { self.flush_interval };
+            let due = self.oldest.map(|oldest| oldest + interval);
+            let durable = *self.durable.borrow();
+            if continuous && self.cutter.has_unflushed() && self.cut.is_none_or(|cut| durable >= cut) {
                 self.flush().await?;
+                continue;
             }
             tokio::select! {
                 next = feed.recv() => match next {
@@ -178,6 +197,7 @@ impl CutterTask {
         self.compare(bytes)?;
         let mut jobs = Vec::new();
         self.cutter.push(bytes, &mut jobs)?;
+        self.compared.store(self.cutter.position().0, Ordering::Release);
         let full = !jobs.is_empty();
         for job in jobs {
             self.dispatch(job).await?;
@@ -201,13 +221,12 @@ impl CutterTask {
             tracing::error!("WAL from the server: {damage}");
         }
         let reserved = job.len();
-        self.cut = job.start.advance(reserved);
+        self.cut = Some(job.start.advance(reserved));
         self.backlog.reserve(reserved).await;
         let context = self.context.clone();
         let handle = tokio::task::spawn_blocking(move || job.finish(&context));
-        // The other side ends only after this one.
-        let _ = self.compressing.send((handle, reserved)).await;
-        Ok(())
+        let sent = self.compressing.send((handle, reserved)).await;
+        sent.map_err(|_| ArchiveError::Io(std::io::Error::other("the queue of pieces ended")))
     }
 
     /// Compares with what the archive has; a difference means two histories.

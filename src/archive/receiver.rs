@@ -1,5 +1,6 @@
 //! The socket's task: reads, hands on, answers. It never waits for a region.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,10 +22,11 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
 /// Answers are at least this far apart.
 const ANSWER_SPACING: Duration = Duration::from_millis(10);
-/// Keepalives closer than this come from a server that shuts down and waits for its WAL.
-const STORM_SPACING: Duration = Duration::from_millis(100);
-/// How long a server that shuts down may be kept waiting.
+/// How long a server that asks for an answer, because it shuts down, may be kept waiting for WAL to
+/// become durable.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
+/// A server that said nothing for so long, although every status asks it to, is gone.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Why receiving ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub(super) struct Receiver<'a> {
     pub(super) feed: &'a mpsc::Sender<Feed>,
     pub(super) state: &'a ArchiveState,
     pub(super) durable: watch::Receiver<Lsn>,
+    /// Up to here what the server sent was compared with the archive.
+    pub(super) compared: &'a AtomicU64,
     pub(super) cancelled: &'a CancellationToken,
 }
 
@@ -52,8 +56,9 @@ struct Pending {
     /// The server wants an answer; latest by then.
     answer_by: Option<Instant>,
     last_answer: Instant,
-    last_request: Option<Instant>,
-    storm_since: Option<Instant>,
+    /// Since when the server waits for WAL to become durable.
+    waiting_since: Option<Instant>,
+    last_heard: Instant,
 }
 
 impl Receiver<'_> {
@@ -68,8 +73,8 @@ impl Receiver<'_> {
             flush: false,
             answer_by: None,
             last_answer: now,
-            last_request: None,
-            storm_since: None,
+            waiting_since: None,
+            last_heard: now,
         };
         let mut ticks = tokio::time::interval(STATUS_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -96,7 +101,13 @@ impl Receiver<'_> {
                     // At once: a commit may be waiting for it.
                     self.send_status(false).await?;
                 }
-                _ = ticks.tick() => self.send_status(true).await?,
+                _ = ticks.tick() => {
+                    if pending.data.is_none() && pending.last_heard.elapsed() > SILENCE {
+                        return Err(PgError::Timeout("streaming WAL: the server is silent"));
+                    }
+                    self.send_status(true).await?;
+                }
+                () = self.feed.closed() => return Ok(ReceiveEnd::Pipeline),
                 () = tokio::time::sleep_until(answer_at.unwrap_or(now)), if answer_at.is_some() => {
                     self.send_status(false).await?;
                     pending.answer_by = None;
@@ -104,7 +115,10 @@ impl Receiver<'_> {
                 }
                 () = self.cancelled.cancelled() => return Ok(ReceiveEnd::Cancelled),
             }
-            if pending.storm_since.is_some_and(|since| since.elapsed() > SHUTDOWN_PATIENCE) {
+            if self.is_all_durable() {
+                pending.waiting_since = None;
+            }
+            if pending.waiting_since.is_some_and(|since| since.elapsed() > SHUTDOWN_PATIENCE) {
                 tracing::warn!("the server wants to shut down and no region takes its last WAL: letting it go");
                 return Ok(ReceiveEnd::Server);
             }
@@ -113,11 +127,11 @@ impl Receiver<'_> {
 
     /// Takes a message; `true` at the end of the stream.
     fn take(&mut self, message: WalMessage, pending: &mut Pending) -> bool {
+        pending.last_heard = Instant::now();
         match message {
             WalMessage::Data { wal_end, clock, bytes, .. } => {
                 self.state.heard(wal_end, self.stream.position(), clock);
                 pending.data = Some(bytes);
-                pending.storm_since = None;
             }
             WalMessage::Keepalive { wal_end, clock, reply } => {
                 self.state.heard(wal_end, self.stream.position(), clock);
@@ -133,28 +147,33 @@ impl Receiver<'_> {
     /// A switchover waits for exactly this: the server asks until its last WAL is flushed here.
     fn answer_wanted(&self, pending: &mut Pending) {
         let now = Instant::now();
-        let is_storm = pending.last_request.is_some_and(|last| now - last < STORM_SPACING);
-        if is_storm {
-            pending.storm_since.get_or_insert(now);
+        if !self.is_all_durable() {
+            pending.waiting_since.get_or_insert(now);
         }
-        pending.last_request = Some(now);
         if pending.answer_by.is_none() {
             pending.answer_by = Some(now + ANSWER_DEADLINE);
-            pending.flush = *self.durable.borrow() < self.stream.position();
+            pending.flush = !self.is_all_durable();
         }
+    }
+
+    fn is_all_durable(&self) -> bool {
+        *self.durable.borrow() >= self.stream.position()
     }
 
     /// When the answer goes out: once all is durable, or at its deadline; never too often.
     fn answer_time(&self, pending: &Pending) -> Option<Instant> {
         let deadline = pending.answer_by?;
-        let all_durable = *self.durable.borrow() >= self.stream.position();
+        let all_durable = self.is_all_durable();
         let earliest = pending.last_answer + ANSWER_SPACING;
         Some(if all_durable { earliest } else { deadline.max(earliest) })
     }
 
     async fn send_status(&mut self, answer_me: bool) -> Result<(), PgError> {
-        let written = self.stream.position();
-        let flushed = (*self.durable.borrow_and_update()).min(written);
-        self.stream.send_status(written, flushed, answer_me).await
+        let compared = Lsn(self.compared.load(Ordering::Acquire));
+        let durable = *self.durable.borrow_and_update();
+        // "Written" says no more than "flushed": a server that shuts down takes it for flushed when
+        // nothing is.
+        let safe = durable.min(compared).min(self.stream.position());
+        self.stream.send_status(safe, safe, answer_me).await
     }
 }

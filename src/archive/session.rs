@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
@@ -12,14 +13,16 @@ use super::pipeline::{Overlap, Pipeline};
 use super::piece::PieceContext;
 use super::receiver::{ReceiveEnd, Receiver, SENDER_TIMEOUT};
 use super::start::{
-    StartPoint, find_start, is_missing, read_archived, seeded_scanner, store_history,
+    StartPoint, find_start, is_missing, read_archived, seeded_scanner,
 };
 use super::state::ArchiveState;
 use super::uploader::Uploader;
 use super::{ArchiveError, ArchiveSettings};
-use crate::pg::{ConnInfo, Connection, IdentifySystem, PgError, Sql, StreamEnd, Surroundings};
+use crate::pg::{
+    ConnInfo, Connection, IdentifySystem, PgError, ServerError, Sql, StreamEnd, Surroundings,
+};
 use crate::repo::{ContentKey, FORMAT_VERSION, Gap, LINEAGE_FILE, Lineage, gap_key};
-use crate::store::{Region, Regions};
+use crate::store::{FailureKind, Region, Regions};
 use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalFormat};
 
 /// How long the last WAL may take to reach the regions when this process is told to stop.
@@ -63,6 +66,8 @@ struct Server {
     /// Whether any region holds the lineage.
     established: bool,
     history: TimelineHistory,
+    /// All history files that it has.
+    histories: Vec<(TimelineId, Bytes)>,
 }
 
 enum TimelineEnd {
@@ -79,7 +84,7 @@ impl Session<'_> {
     pub(super) async fn run(&self) -> Result<SessionEnd, ArchiveError> {
         let (mut connection, mut server) = self.connect().await?;
         loop {
-            let point = self.start_point(&server).await?;
+            let point = self.start_point(&mut connection, &mut server).await?;
             let end = self.stream(connection, &server, &point).await;
             self.state.end(None);
             match end? {
@@ -91,7 +96,7 @@ impl Session<'_> {
                     tracing::info!(%timeline, "the server goes on with another timeline");
                     connection = next;
                     server.identity = connection.identify_system().await?;
-                    server.history = self.store_histories(&mut connection, &server).await?;
+                    self.read_histories(&mut connection, &mut server).await?;
                 }
             }
         }
@@ -114,6 +119,7 @@ impl Session<'_> {
         if in_recovery && !self.settings.allow_standby {
             return Err(ArchiveError::Standby(connection.host().to_string()));
         }
+        self.check_slot_is_free(&sql).await?;
         let established = self.check_lineage(system_id).await?;
         let lineage = Lineage {
             format: FORMAT_VERSION,
@@ -124,11 +130,18 @@ impl Session<'_> {
         };
         let regions = self.cluster.within(&system_id.to_string()).iter().cloned().collect();
         connection.create_slot(&self.settings.slot).await?;
-        let slot = sql.slot(&self.settings.slot).await?;
+        let mut slot = sql.slot(&self.settings.slot).await?;
+        if slot.as_ref().is_some_and(|slot| slot.wal_status.as_deref() == Some("lost")) {
+            tracing::error!("the slot has lost WAL (max_slot_wal_keep_size): making it anew");
+            connection.drop_slot(&self.settings.slot).await?;
+            connection.create_slot(&self.settings.slot).await?;
+            slot = sql.slot(&self.settings.slot).await?;
+        }
         let mut server = Server {
             host: connection.host().to_string(),
             version: connection.server_version().to_owned(),
             history: TimelineHistory::without_ancestors(identity.timeline),
+            histories: Vec::new(),
             identity,
             in_recovery,
             restart_lsn: slot.and_then(|slot| slot.restart_lsn),
@@ -138,8 +151,22 @@ impl Session<'_> {
             regions,
             established,
         };
-        server.history = self.store_histories(&mut connection, &server).await?;
+        self.read_histories(&mut connection, &mut server).await?;
         Ok((connection, server))
+    }
+
+    /// A hot spare asks the server only, and no region.
+    async fn check_slot_is_free(&self, sql: &Sql) -> Result<(), ArchiveError> {
+        let Some(slot) = sql.slot(&self.settings.slot).await? else { return Ok(()) };
+        let Some(pid) = slot.active_pid else { return Ok(()) };
+        let holder = slot.holder.unwrap_or_default();
+        Err(ArchiveError::Server(PgError::Server(ServerError {
+            severity: "ERROR".into(),
+            code: "55006".into(),
+            message: format!("the replication slot {} is held by {holder} (process {pid})", self.settings.slot),
+            detail: String::new(),
+            hint: String::new(),
+        })))
     }
 
     /// Whether any region holds this lineage. A name under which only other lineages live is
@@ -149,7 +176,7 @@ impl Session<'_> {
         let lookups = self.cluster.iter().map(|region| async {
             let (mut folders, _) = region.list_folder("").await?;
             // Only lineages: their folders are named by numbers.
-            folders.retain(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+            folders.retain(|name| *name != own && name.bytes().all(|byte| byte.is_ascii_digit()));
             match region.within(&own).get(LINEAGE_FILE).await {
                 Ok(_) => Ok((folders, true)),
                 Err(error) if is_missing(&error) => Ok((folders, false)),
@@ -169,7 +196,8 @@ impl Session<'_> {
                 Err(error) => failures.push(error),
             }
         }
-        if failures.len() == self.cluster.len() {
+        // An archive may not be begun, nor a region filled, while one that is silent may hold it.
+        if !failures.is_empty() && !established {
             return Err(ArchiveError::NoRegion(failures));
         }
         match foreign {
@@ -181,31 +209,37 @@ impl Session<'_> {
         }
     }
 
-    /// Stores every history file that the server has, from timeline 2 on: not only its own
-    /// ancestry, because a recovery looks for the newest timeline number by number.
-    async fn store_histories(
+    /// Reads every history file that the server has, from timeline 2 on: not only its own ancestry,
+    /// because a recovery looks for the newest timeline number by number. The uploaders store them
+    /// before anything else.
+    async fn read_histories(
         &self,
         connection: &mut Connection,
-        server: &Server,
-    ) -> Result<TimelineHistory, ArchiveError> {
+        server: &mut Server,
+    ) -> Result<(), ArchiveError> {
         let current = server.identity.timeline;
-        let mut own = TimelineHistory::without_ancestors(current);
+        server.history = TimelineHistory::without_ancestors(current);
+        server.histories.clear();
         for number in 2..=current.0 {
             let timeline = TimelineId(number);
             let Some(content) = connection.timeline_history(timeline).await? else { continue };
             if timeline == current {
-                own = TimelineHistory::parse(timeline, &content)
+                server.history = TimelineHistory::parse(timeline, &content)
                     .map_err(|error| PgError::Protocol(error.to_string()))?;
             }
-            for error in store_history(&server.regions, &server.key, timeline, &content).await {
-                tracing::warn!("{error}");
-            }
+            server.histories.push((timeline, content));
         }
-        Ok(own)
+        Ok(())
     }
 
-    async fn start_point(&self, server: &Server) -> Result<StartPoint, ArchiveError> {
+    async fn start_point(
+        &self,
+        connection: &mut Connection,
+        server: &mut Server,
+    ) -> Result<StartPoint, ArchiveError> {
         let lookup = find_start(&server.regions, &server.history, &server.format).await?;
+        // Asked again: while the regions were, another archiver may have gone on.
+        server.identity.flushed = connection.identify_system().await?.flushed;
         let unit = piece_unit(&server.format);
         let on_timeline = |point: &StartPoint| point.timeline == server.identity.timeline;
         match lookup.point {
@@ -223,6 +257,8 @@ impl Session<'_> {
                 })
             }
             Some(point) => Ok(point),
+            // One that is silent may hold the archive.
+            None if !lookup.unread.is_empty() => Err(ArchiveError::NoRegion(lookup.unread)),
             None => {
                 let begin = server.restart_lsn.unwrap_or(server.identity.flushed);
                 let lsn = begin.round_down(unit);
@@ -246,7 +282,16 @@ impl Session<'_> {
         let wal = read_archived(
             &server.regions, point.timeline, &server.format, &server.key, point.lsn, point.frontier,
         )
-        .await?;
+        .await;
+        let wal = match wal {
+            Ok(wal) => wal,
+            // The server sends it again, and the next larger piece replaces it.
+            Err(error) if error.kind == FailureKind::Damaged => {
+                tracing::error!("{error}");
+                Vec::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
         let scanner = seeded_scanner(
             &server.regions, point.timeline, &server.format, &server.key, point.lsn,
         )
@@ -272,6 +317,7 @@ impl Session<'_> {
             feed: &pipeline.feed,
             state: self.state,
             durable: self.state.durable(),
+            compared: &pipeline.compared,
             cancelled: self.cancelled,
         };
         let received = receiver.run().await;
@@ -287,13 +333,10 @@ impl Session<'_> {
     ) -> Pipeline {
         let backlog = Arc::new(Backlog::new(server.regions.len(), self.settings.memory_limit));
         let cancelled = CancellationToken::new();
-        let parent = server
-            .history
-            .ancestors
-            .iter()
-            .take_while(|entry| entry.timeline < context.timeline)
-            .last()
-            .map(|entry| (entry.timeline, entry.end));
+        let before = server.history.ancestors.iter();
+        let before = before.take_while(|entry| entry.timeline < context.timeline);
+        let ancestors: Vec<_> = before.map(|entry| (entry.timeline, entry.end)).collect();
+        let stream_start = cutter.position();
         let uploaders = server.regions.iter().enumerate().map(|(index, region)| Uploader {
             index,
             region: region.clone(),
@@ -304,7 +347,9 @@ impl Session<'_> {
             lineage: server.lineage.clone(),
             may_begin: !server.established
                 || self.settings.new_regions.iter().any(|name| name == region.name()),
-            parent,
+            ancestors: ancestors.clone(),
+            histories: server.histories.clone(),
+            stream_start,
             cancelled: cancelled.clone(),
         });
         let uploaders = uploaders.collect();
@@ -327,10 +372,9 @@ impl Session<'_> {
         match received {
             Ok(ReceiveEnd::Cancelled) => {
                 pipeline.finish(STOP_PATIENCE, PATIENCE_FOR_OTHERS).await?;
-                let written = stream.position();
-                let durable = *self.state.durable().borrow();
+                let durable = (*self.state.durable().borrow()).min(stream.position());
                 let goodbye = async {
-                    stream.send_status(written, durable.min(written), false).await?;
+                    stream.send_status(durable, durable, false).await?;
                     stream.finish().await
                 };
                 let _ = tokio::time::timeout(PATIENCE_FOR_OTHERS, goodbye).await;
@@ -353,9 +397,8 @@ impl Session<'_> {
             Err(error) => {
                 let from = stream.position();
                 pipeline.finish(BREAK_PATIENCE, PATIENCE_FOR_OTHERS).await?;
-                let removed = error.code() == Some("58P01")
-                    && error.to_string().contains("has already been removed");
-                if removed {
+                // undefined_file inside a stream: the segment has been removed.
+                if error.code() == Some("58P01") {
                     self.record_gap(server, point, from, &error.to_string()).await?;
                 }
                 Err(error.into())
@@ -386,8 +429,13 @@ impl Session<'_> {
         let bytes = serde_json::to_vec_pretty(&gap).map_err(std::io::Error::from)?;
         let key = gap_key(timeline, from, to);
         tracing::error!(%timeline, %from, %to, "GAP: this WAL is lost for the archive; no restore can cross it. Take a base backup now");
-        for region in &server.regions {
-            region.put(&key, bytes.clone().into()).await?;
+        let writes = server.regions.iter().map(|region| region.put(&key, bytes.clone().into()));
+        let failures: Vec<_> = join_all(writes).await.into_iter().filter_map(Result::err).collect();
+        if failures.len() == server.regions.len() {
+            return Err(ArchiveError::NoRegion(failures));
+        }
+        for failure in failures {
+            tracing::warn!("the gap is not recorded everywhere: {failure}");
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 
 use super::ArchiveError;
 use super::cutter::piece_unit;
-use crate::repo::{ContentKey, history_key};
+use crate::repo::ContentKey;
 use crate::store::{
     FailureKind, Region, StoreError, frontier_of, list_pieces, piece_metadata, read_piece,
 };
@@ -52,7 +52,8 @@ pub(super) async fn find_start(
     let path = history.path();
     let mut unread = Vec::new();
     for (index, (timeline, begin, end)) in path.iter().enumerate().rev() {
-        let lookups = regions.iter().map(|region| frontier_of(region, *timeline, size));
+        let begins = (*begin > Lsn::INVALID).then(|| begin.round_down(unit));
+        let lookups = regions.iter().map(|region| frontier_of(region, *timeline, size, begins));
         let mut frontier: Option<Lsn> = None;
         unread.clear();
         for lookup in join_all(lookups).await {
@@ -164,19 +165,6 @@ async fn open_record_before(
         }
     }
     None
-}
-
-/// Stores the bytes of a history file in every region. Failures are the region's uploader's to
-/// report; the file is stored again on every connect.
-pub(super) async fn store_history(
-    regions: &[Region],
-    key: &ContentKey,
-    timeline: TimelineId,
-    content: &bytes::Bytes,
-) -> Vec<StoreError> {
-    let name = history_key(timeline, key.hash(content).short());
-    let writes = regions.iter().map(|region| region.put_once(&name, content.clone()));
-    join_all(writes).await.into_iter().filter_map(Result::err).collect()
 }
 
 /// Whether a failure to look something up means that the object is not there.

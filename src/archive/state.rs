@@ -69,6 +69,8 @@ pub struct RegionReport {
 pub struct ArchiveReport {
     /// Whether it is streaming now.
     pub streaming: bool,
+    /// Whether another archiver holds the slot: this one waits as a hot spare.
+    pub is_spare: bool,
     /// Why not, or the last trouble.
     pub trouble: Option<String>,
     /// The server that it streams from.
@@ -103,6 +105,7 @@ struct RegionState {
 #[derive(Debug, Default)]
 struct Inner {
     streaming: bool,
+    is_spare: bool,
     trouble: Option<String>,
     host: Option<String>,
     server_version: Option<String>,
@@ -163,12 +166,14 @@ impl ArchiveState {
     pub(super) fn begin(&self, host: String, version: String, system_id: u64, timeline: TimelineId) {
         let mut inner = self.lock();
         inner.streaming = true;
+        inner.is_spare = false;
         inner.trouble = None;
         inner.host = Some(host);
         inner.server_version = Some(version);
         inner.system_id = Some(system_id);
         inner.timeline = Some(timeline);
         inner.samples.clear();
+        inner.wal_end = Lsn::INVALID;
     }
 
     /// Streaming ended.
@@ -211,6 +216,11 @@ impl ArchiveState {
         }
     }
 
+    /// Another archiver holds the slot.
+    pub(super) fn wait_as_spare(&self) {
+        self.lock().is_spare = true;
+    }
+
     /// A region stores WAL without a hole up to here.
     pub(super) fn set_frontier(&self, region: usize, frontier: Lsn) {
         let mut inner = self.lock();
@@ -250,6 +260,7 @@ impl ArchiveState {
         let regions = inner.regions.iter().map(|region| inner.region_report(region, now)).collect();
         ArchiveReport {
             streaming: inner.streaming,
+            is_spare: inner.is_spare,
             trouble: inner.trouble.clone(),
             host: inner.host.clone(),
             server_version: inner.server_version.clone(),

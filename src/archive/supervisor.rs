@@ -57,6 +57,7 @@ impl Archiver {
                 pause = FIRST_PAUSE;
                 last_trouble.clear();
             }
+            let is_spare = matches!(&outcome, Err(error) if error.is_slot_in_use());
             let trouble = match outcome {
                 Ok(SessionEnd::Cancelled) => return Ok(()),
                 Ok(SessionEnd::ServerClosed) => "the server closed the connection".to_owned(),
@@ -69,9 +70,11 @@ impl Archiver {
                 tracing::warn!("{trouble}; trying again");
                 last_trouble.clone_from(&trouble);
             }
-            let spare = trouble.contains("55006");
             self.state.end(Some(trouble));
-            let wait = if spare { SPARE_PAUSE } else { pause };
+            if is_spare {
+                self.state.wait_as_spare();
+            }
+            let wait = if is_spare { SPARE_PAUSE } else { pause };
             tokio::select! {
                 () = tokio::time::sleep(wait.mul_f64(0.75 + 0.5 * rand::random::<f64>())) => {}
                 () = cancelled.cancelled() => return Ok(()),

@@ -9,14 +9,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::{Backlog, Next};
 use super::piece::{Piece, PieceContext};
 use super::state::ArchiveState;
-use crate::repo::{LINEAGE_FILE, Lineage, PieceName, log_folder, timeline_folder};
-use crate::store::{FailureKind, Region, StoreError, frontier_of, list_pieces, read_piece};
+use crate::repo::{
+    LINEAGE_FILE, Lineage, PieceName, history_key, log_folder, timeline_folder,
+};
+use crate::store::{
+    FailureKind, Region, StoreError, frontier_of, list_pieces, lowest_of, read_piece_object,
+};
 use crate::wal::{Lsn, TimelineId};
 
 /// Pieces on their way to one region at once.
@@ -39,9 +44,13 @@ pub(super) struct Uploader {
     pub(super) lineage: Lineage,
     /// Whether the region may be filled although it holds no lineage and others do.
     pub(super) may_begin: bool,
-    /// The timeline before this one and where it ends: the region must have it up to there before
-    /// anything on this timeline counts.
-    pub(super) parent: Option<(TimelineId, Lsn)>,
+    /// The timelines before this one and where each ends: the region must have them up to there
+    /// before anything on this timeline counts.
+    pub(super) ancestors: Vec<(TimelineId, Lsn)>,
+    /// All history files: without them nothing on this timeline can be reached.
+    pub(super) histories: Vec<(TimelineId, Bytes)>,
+    /// Where this session's stream began.
+    pub(super) stream_start: Lsn,
     pub(super) cancelled: CancellationToken,
 }
 
@@ -54,7 +63,12 @@ enum Outcome {
 
 /// What is known of the region.
 struct Progress {
-    frontier: Option<Lsn>,
+    frontier: Lsn,
+    /// Whether any piece of this timeline is stored: before that, the order of uploads alone says
+    /// that nothing is missing in front of them.
+    has_pieces: bool,
+    /// An upload was dropped, or failed behind another: nothing new is begun until it is copied.
+    has_hole: bool,
     /// Pieces smaller than a full one that stand in the region.
     small: BTreeSet<PieceName>,
     taken: Option<u64>,
@@ -106,10 +120,7 @@ impl Uploader {
             match self.look_up().await {
                 Ok(progress) => {
                     self.state.worked(self.index);
-                    let behind_fork = self.parent.map(|(_, end)| end);
-                    if let Some(frontier) = progress.frontier.max(behind_fork) {
-                        self.state.set_frontier(self.index, frontier);
-                    }
+                    self.report(progress.frontier);
                     return progress;
                 }
                 Err(error) => self.failed(&error, &mut pause).await,
@@ -130,21 +141,76 @@ impl Uploader {
             Err(error) => return Err(error),
         }
         let size = self.context.format.segment_size;
-        if let Some((parent, end)) = self.parent {
-            let stored = frontier_of(&self.region, parent, size).await?;
-            if let Some(stored) = stored.filter(|stored| stored.lsn < end) {
-                self.copy(parent, stored.lsn, end).await?;
-            }
+        for (timeline, content) in &self.histories {
+            let key = history_key(*timeline, self.context.key.hash(content).short());
+            self.region.put(&key, content.clone()).await?;
         }
-        let found = frontier_of(&self.region, self.context.timeline, size).await?;
         let unit = super::cutter::piece_unit(&self.context.format);
+        let mut begin = None;
+        for (ancestor, end) in &self.ancestors {
+            self.complete(*ancestor, begin, *end).await?;
+            begin = Some(end.round_down(unit));
+        }
+        let found = frontier_of(&self.region, self.context.timeline, size, begin).await?;
         let small = found
             .iter()
             .flat_map(|frontier| frontier.recent.iter().copied())
             .filter(|piece| piece.len() < unit)
             .collect();
-        let frontier = found.map(|frontier| frontier.lsn);
-        Ok(Progress { frontier, small, taken: None, pending: BTreeMap::new() })
+        let has_pieces = found.is_some();
+        let frontier = match (found, begin) {
+            (Some(found), _) => found.lsn,
+            (None, Some(begin)) => begin,
+            (None, None) => self.lowest_elsewhere(self.context.timeline).await?.unwrap_or(self.stream_start),
+        };
+        let (taken, has_hole, pending) = (None, false, BTreeMap::new());
+        Ok(Progress { frontier, has_pieces, has_hole, small, taken, pending })
+    }
+
+    /// Copies what this region lacks of an older timeline, up to where that one ends.
+    async fn complete(
+        &self,
+        timeline: TimelineId,
+        begin: Option<Lsn>,
+        end: Lsn,
+    ) -> Result<(), StoreError> {
+        let size = self.context.format.segment_size;
+        let stored = frontier_of(&self.region, timeline, size, begin).await?;
+        let from = match (stored, begin) {
+            (Some(stored), _) => Some(stored.lsn),
+            (None, Some(begin)) => Some(begin),
+            (None, None) => None,
+        };
+        let lowest = self.lowest_elsewhere(timeline).await?;
+        // What no region has cannot be copied; a restore's plan sees what that means.
+        let from = from.max(lowest.filter(|lowest| from.is_none_or(|from| *lowest > from)));
+        match from {
+            Some(from) if from < end && lowest.is_some() => self.copy(timeline, from, end).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The lowest LSN of a timeline that another region holds.
+    async fn lowest_elsewhere(&self, timeline: TimelineId) -> Result<Option<Lsn>, StoreError> {
+        let size = self.context.format.segment_size;
+        let mut lowest: Option<Lsn> = None;
+        let mut failure = None;
+        for other in &self.others {
+            match lowest_of(other, timeline, size).await {
+                Ok(found) => lowest = [lowest, found].into_iter().flatten().min(),
+                Err(error) => failure = Some(error),
+            }
+        }
+        match (lowest, failure) {
+            (None, Some(error)) => Err(error),
+            _ => Ok(lowest),
+        }
+    }
+
+    /// Tells how far the region's WAL reaches. Up to the last fork it lies on older timelines.
+    fn report(&self, frontier: Lsn) {
+        let fork = self.ancestors.last().map_or(Lsn::INVALID, |(_, end)| *end);
+        self.state.set_frontier(self.index, frontier.max(fork));
     }
 
     /// Notes a failure and waits before the next attempt.
@@ -163,24 +229,28 @@ impl Uploader {
         progress: &mut Progress,
         uploads: &mut JoinSet<(u64, Outcome)>,
     ) -> Next {
-        while progress.pending.len() < IN_FLIGHT {
+        if progress.has_hole {
+            if !progress.pending.is_empty() {
+                return Next::Empty;
+            }
+            progress.has_hole = false;
+            progress.taken = None;
+        }
+        let limit = if progress.has_pieces { IN_FLIGHT } else { 1 };
+        while progress.pending.len() < limit {
             let next = self.backlog.next(self.index, progress.taken);
             let Next::Piece(sequence, piece) = next else { return next };
             let reached = progress.pending.values().map(|(piece, _)| piece.end).max();
-            let reached = reached.max(progress.frontier);
-            if progress.frontier.is_some_and(|frontier| piece.end <= frontier) {
+            let reached = reached.map_or(progress.frontier, |reached| reached.max(progress.frontier));
+            if piece.end <= progress.frontier {
                 // Stored by an earlier run.
                 progress.taken = Some(sequence);
-                if let Some(frontier) = progress.frontier
-                    && progress.pending.is_empty()
-                {
-                    self.backlog.stored(self.index, sequence + 1, frontier);
+                if progress.pending.is_empty() {
+                    self.backlog.stored(self.index, sequence + 1, progress.frontier);
                 }
                 continue;
             }
-            if let Some(reached) = reached
-                && piece.start > reached
-            {
+            if piece.start > reached {
                 if !progress.pending.is_empty() {
                     return Next::Empty;
                 }
@@ -220,15 +290,17 @@ impl Uploader {
             }
             let sequence = *entry.key();
             let (piece, outcome) = entry.remove();
-            let frontier = progress.frontier.unwrap_or(piece.start);
-            if piece.start > frontier || matches!(outcome, Some(Outcome::Dropped)) {
-                // A hole lies before it: copied from another region once nothing is under way.
+            if piece.start > progress.frontier || matches!(outcome, Some(Outcome::Dropped)) {
+                // A hole: copied from another region once nothing is under way.
+                progress.has_hole = true;
                 self.state.set_behind(self.index, true);
                 continue;
             }
-            let frontier = frontier.max(piece.end);
-            progress.frontier = Some(frontier);
-            self.state.set_frontier(self.index, frontier);
+            progress.has_pieces = true;
+            let frontier = progress.frontier.max(piece.end);
+            progress.frontier = frontier;
+            self.report(frontier);
+            self.state.set_behind(self.index, progress.has_hole);
             self.backlog.stored(self.index, sequence + 1, frontier);
             if piece.name.len() < super::cutter::piece_unit(&self.context.format) {
                 progress.small.insert(piece.name);
@@ -281,10 +353,11 @@ impl Uploader {
                 Err(error) => self.failed(&error, &mut pause).await,
             }
         }
-        progress.frontier = Some(to);
+        progress.frontier = to;
+        progress.has_pieces = true;
         progress.taken = None;
         self.state.set_behind(self.index, false);
-        self.state.set_frontier(self.index, to);
+        self.report(to);
     }
 
     /// Copies all of `[from, to)` from other regions, byte for byte.
@@ -310,9 +383,8 @@ impl Uploader {
                 let found = list_pieces(source, timeline, size, at, Some(to)).await?;
                 for part in found.coverage.cover(at, to) {
                     // Verified before it is passed on.
-                    read_piece(source, &part.piece, &self.context.key).await?;
-                    let key = part.piece.key();
-                    self.region.put(&key, source.get(&key).await?).await?;
+                    let object = read_piece_object(source, &part.piece, &self.context.key).await?;
+                    self.region.put(&part.piece.key(), object).await?;
                     at = part.to;
                 }
                 Ok(())

@@ -23,7 +23,8 @@ pub(super) struct OwnArchiver {
 }
 
 impl OwnArchiver {
-    /// Starts it and waits until it streams: the backup's WAL must not be missed.
+    /// Starts it and waits until it streams, or stands by for a sidecar that came first: the backup's
+    /// WAL must not be missed.
     ///
     /// # Errors
     /// When it cannot begin.
@@ -41,7 +42,8 @@ impl OwnArchiver {
         let own = OwnArchiver { cancelled, task };
         let deadline = Instant::now() + BEGIN_PATIENCE;
         loop {
-            if state.report().streaming {
+            let report = state.report();
+            if report.streaming || report.is_spare {
                 return Ok(own);
             }
             if own.task.is_finished() || Instant::now() > deadline {

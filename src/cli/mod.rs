@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 pub use exit::{CliError, Exit};
-pub use wal_fetch::{exit_code as wal_fetch_exit_code, guarded as wal_fetch_guarded};
+pub use wal_fetch::{Mode as WalFetchMode, guarded as wal_fetch_guarded};
 
 /// Continuous archiving for PostgreSQL: WAL and base backups into several regions at once, and back
 /// to any moment.

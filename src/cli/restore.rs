@@ -67,6 +67,9 @@ pub struct Args {
     /// Leave archive_mode as the origin had it: the copy may then archive into its origin
     #[arg(long)]
     keep_archive_mode: bool,
+    /// Do not verify the WAL in advance: damage is then found only when recovery comes to it
+    #[arg(long)]
+    skip_wal_check: bool,
     /// Print the plan and touch nothing
     #[arg(long)]
     dry_run: bool,
@@ -140,6 +143,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
         program,
         config: config_file,
         keep_archive_mode: args.keep_archive_mode,
+        check_wal: !args.skip_wal_check,
     };
     let progress = Arc::new(Progress::default());
     let shown = output::show_progress("restore", &progress);

@@ -24,6 +24,9 @@ use super::{
 /// How long one address may take to connect and authenticate, unless `connect_timeout` says
 /// otherwise.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long sent data may stay unacknowledged by the server's host, unless `tcp_user_timeout` says
+/// otherwise.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much is read from the socket at once.
 const READ_SIZE: usize = 256 << 10;
 
@@ -529,10 +532,8 @@ fn set_keepalives(stream: &TcpStream, conninfo: &ConnInfo) -> std::io::Result<()
             .with_retries(conninfo.keepalives_count.unwrap_or(4));
         socket.set_tcp_keepalive(&keepalive)?;
     }
-    if let Some(timeout) = conninfo.tcp_user_timeout {
-        socket.set_tcp_user_timeout(Some(timeout))?;
-    }
-    Ok(())
+    // Probes are not sent while data waits to be acknowledged: this bounds that time.
+    socket.set_tcp_user_timeout(Some(conninfo.tcp_user_timeout.unwrap_or(USER_TIMEOUT)))
 }
 
 /// Asks for TLS (`SSLRequest`). `None` when the server has none and need not have.

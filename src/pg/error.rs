@@ -122,9 +122,13 @@ impl PgError {
             PgError::WrongRole { .. } => true,
             PgError::Host { source, .. } => source.is_transient(),
             PgError::NoHost(errors) => errors.iter().any(PgError::is_transient),
+            // No replication connection is allowed at all: that is a setting, not a crowd.
+            PgError::Server(error) if is_replication_off(&error.code, &error.message) => false,
             PgError::Server(_) | PgError::Sql(_) => match self.code() {
                 // Connection exceptions, resources, operator intervention, system errors; slot in use.
-                Some(code) => matches!(&code[..2], "08" | "53" | "57" | "58") || code == "55006",
+                Some(code) => {
+                    matches!(code.get(..2), Some("08" | "53" | "57" | "58")) || code == "55006"
+                }
                 None => true,
             },
             _ => false,
@@ -151,6 +155,11 @@ impl PgError {
     }
 }
 
+/// `wal_level = minimal` shows up only as `max_wal_senders` being exceeded at 0.
+fn is_replication_off(code: &str, message: &str) -> bool {
+    code == "53300" && message.contains("currently 0")
+}
+
 fn tls_hint(message: &str) -> String {
     if message.contains("does not support") {
         return "set ssl = on in the server, or sslmode=disable here if the network is trusted".into();
@@ -169,7 +178,7 @@ fn server_hint(code: &str, message: &str) -> Option<String> {
         "28000" => "the role does not exist or may not log in: CREATE ROLE pgkeep LOGIN REPLICATION PASSWORD '…'",
         "42501" => "the role lacks a right: ALTER ROLE pgkeep REPLICATION; GRANT pg_monitor TO pgkeep",
         "3D000" => "the database for plain SQL does not exist: set dbname in conninfo",
-        "53300" if message.contains("currently 0") => "the server allows no replication (max_wal_senders = 0, as wal_level = minimal demands): set wal_level = replica and max_wal_senders = 10, and restart it",
+        _ if is_replication_off(code, message) => "the server allows no replication (max_wal_senders = 0, as wal_level = minimal demands): set wal_level = replica and max_wal_senders = 10, and restart it",
         "53300" => "the server has no free connection for replication: raise max_wal_senders (and max_connections)",
         "55006" => "another client uses the replication slot",
         "58P01" | "42704" if message.contains("replication slot") => "the slot does not exist: run \"pgkeep run\", which creates it",

@@ -5,8 +5,9 @@
 //! metadata          a zstd skippable frame: magic 0x184D2A5D, u32 length, then
 //!                   u8 version (1), 3 zero bytes, u32 CRC-32C of the rest, JSON
 //! seek table        a zstd skippable frame: magic 0x184D2A5E, u32 length, then for each frame
-//!                   u32 stored size, u32 raw size, u32 checksum of the raw content, and last
-//!                   u32 number of frames, u8 0x80, u32 magic 0x8F92EAB1
+//!                   u32 stored size, u32 raw size, u32 checksum of the raw content; the same for
+//!                   the metadata frame, with raw size and checksum 0; and last
+//!                   u32 number of entries, u8 0x80, u32 magic 0x8F92EAB1
 //! ```
 //! All numbers are little-endian. The seek table is that of zstd's seekable format
 //! (`contrib/seekable_format/zstd_seekable_compression_format.md` in zstd), so `zstd -d` and every
@@ -142,9 +143,12 @@ impl ContainerWriter {
     }
 
     /// The bytes that follow the last frame.
-    pub fn finish(self, metadata: &[u8]) -> Bytes {
+    pub fn finish(mut self, metadata: &[u8]) -> Bytes {
+        let metadata_frame = SKIPPABLE_HEADER + METADATA_HEADER + metadata.len();
+        self.table.put_u32_le(metadata_frame as u32);
+        self.table.put_u64_le(0);
         let table_size = self.table.len() + FOOTER_SIZE;
-        let size = 2 * SKIPPABLE_HEADER + METADATA_HEADER + metadata.len() + table_size;
+        let size = metadata_frame + SKIPPABLE_HEADER + table_size;
         let mut trailer = BytesMut::with_capacity(size);
         trailer.put_u32_le(METADATA_MAGIC);
         trailer.put_u32_le((METADATA_HEADER + metadata.len()) as u32);
@@ -154,7 +158,7 @@ impl ContainerWriter {
         trailer.put_u32_le(SEEK_TABLE_MAGIC);
         trailer.put_u32_le(table_size as u32);
         trailer.extend_from_slice(&self.table);
-        trailer.put_u32_le(self.frames);
+        trailer.put_u32_le(self.frames + 1);
         trailer.put_u8(WITH_CHECKSUMS);
         trailer.put_u32_le(SEEKABLE_MAGIC);
         trailer.freeze()
@@ -193,15 +197,15 @@ impl Trailer {
             return Ok(TrailerRead::NeedLast(TRAILER_GUESS.min(object_size)));
         }
         let mut footer = &tail[tail.len() - FOOTER_SIZE..];
-        let frame_count = footer.get_u32_le() as usize;
+        let entries = footer.get_u32_le() as usize;
         let descriptor = footer.get_u8();
         if footer.get_u32_le() != SEEKABLE_MAGIC || descriptor != WITH_CHECKSUMS {
             return Err(damaged("its end is not that of an object of this format"));
         }
-        if frame_count > MAX_FRAMES {
-            return Err(damaged(format!("{frame_count} frames are more than any object has")));
+        if !(1..=MAX_FRAMES + 1).contains(&entries) {
+            return Err(damaged(format!("{entries} frames are none, or more than any object has")));
         }
-        let table_frame = SKIPPABLE_HEADER + frame_count * ENTRY_SIZE + FOOTER_SIZE;
+        let table_frame = SKIPPABLE_HEADER + entries * ENTRY_SIZE + FOOTER_SIZE;
         if table_frame as u64 > object_size {
             return Err(damaged("its seek table is longer than the object"));
         }
@@ -210,10 +214,13 @@ impl Trailer {
             let ask = (2 * table_frame) as u64 + TRAILER_GUESS;
             return Ok(TrailerRead::NeedLast(ask.min(object_size)));
         }
-        let frames = read_seek_table(&tail[tail.len() - table_frame..], frame_count)?;
-        let data_end = frames.last().map_or(0, |last| last.offset + u64::from(last.stored_size));
-        let trailer_size = object_size.checked_sub(data_end).unwrap_or(0);
-        if trailer_size < (table_frame + SKIPPABLE_HEADER + METADATA_HEADER) as u64 {
+        let mut frames = read_seek_table(&tail[tail.len() - table_frame..], entries)?;
+        let metadata = frames.pop().ok_or_else(|| damaged("it has no metadata"))?;
+        let trailer_size = u64::from(metadata.stored_size) + table_frame as u64;
+        let fits = metadata.raw_size == 0
+            && metadata.stored_size as usize >= SKIPPABLE_HEADER + METADATA_HEADER
+            && metadata.offset + trailer_size == object_size;
+        if !fits {
             return Err(damaged("its seek table does not fit its size"));
         }
         if (tail.len() as u64) < trailer_size {
@@ -231,14 +238,14 @@ impl Trailer {
     }
 }
 
-fn read_seek_table(mut table: &[u8], frame_count: usize) -> Result<Vec<FrameRange>, ContainerError> {
-    let length = frame_count * ENTRY_SIZE + FOOTER_SIZE;
+fn read_seek_table(mut table: &[u8], entries: usize) -> Result<Vec<FrameRange>, ContainerError> {
+    let length = entries * ENTRY_SIZE + FOOTER_SIZE;
     if table.get_u32_le() != SEEK_TABLE_MAGIC || table.get_u32_le() as usize != length {
         return Err(damaged("its seek table has a wrong header"));
     }
-    let mut frames = Vec::with_capacity(frame_count);
+    let mut frames = Vec::with_capacity(entries);
     let (mut offset, mut raw_offset) = (0, 0);
-    for _ in 0..frame_count {
+    for _ in 0..entries {
         let (stored_size, raw_size) = (table.get_u32_le(), table.get_u32_le());
         table.advance(4);
         if raw_size as usize > FRAME_SIZE {
@@ -312,7 +319,8 @@ impl Container {
     /// # Errors
     /// When any frame is damaged.
     pub fn raw(&self) -> Result<Vec<u8>, ContainerError> {
-        let mut raw = Vec::with_capacity(self.trailer.raw_size() as usize);
+        // What the table claims is believed frame by frame.
+        let mut raw = Vec::new();
         for index in 0..self.trailer.frames.len() {
             raw.extend_from_slice(&self.frame(index)?);
         }

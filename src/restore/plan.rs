@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::target::{Target, TimelineChoice};
 use super::wal_path::WalPath;
-use crate::repo::{BackupInfo, BackupLabel, FORMAT_VERSION};
+use crate::repo::{BackupInfo, BackupLabel, FORMAT_VERSION, PieceName};
 use crate::store::{Catalog, ReadError};
 use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
 
@@ -75,6 +75,9 @@ pub struct Plan {
     /// The last moment that recovery reaches, if the archive tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reaches: Option<DateTime<Utc>>,
+    /// The pieces of WAL that recovery will ask for.
+    #[serde(skip)]
+    pub pieces: Vec<PieceName>,
 }
 
 impl Plan {
@@ -149,6 +152,7 @@ struct Found {
     recovery_target: Target,
     wal_bytes: u64,
     reaches: Option<DateTime<Utc>>,
+    pieces: Vec<PieceName>,
 }
 
 impl Found {
@@ -181,6 +185,7 @@ impl Found {
             backup_bytes: info.stored_size,
             wal_bytes: self.wal_bytes,
             reaches: self.reaches,
+            pieces: self.pieces,
         }
     }
 }
@@ -226,13 +231,14 @@ async fn candidate(
         Target::Xid(xid) => wal.resolve_xid(catalog, *xid, info.stop_lsn).await?,
         Target::Name(name) => wal.resolve_name(catalog, name, info.stop_lsn).await?,
     };
-    let path = match &resolved {
-        Ok((Target::Immediate, _)) => wal.parts_until(info.stop_lsn),
-        _ => wal.parts(),
+    let until = match &resolved {
+        Ok((Target::Immediate, _)) => info.stop_lsn,
+        _ => end,
     };
     Ok(resolved.map(|(recovery_target, reaches)| Found {
-        wal_bytes: wal.end().bytes_since(info.start_lsn),
-        path,
+        wal_bytes: until.bytes_since(info.start_lsn),
+        path: wal.parts_until(until),
+        pieces: wal.pieces_until(until),
         recovery_target,
         reaches,
     }))

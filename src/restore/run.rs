@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, TryStreamExt};
+
 use super::directory::{
     TablespaceMap, check_empty, free_bytes, give, link_tablespaces, make_private, owner_for,
     place_tablespaces, sync_file_system,
@@ -16,8 +18,8 @@ use super::settings::{recovery_settings, shell_word, write_recovery};
 use super::target::TargetAction;
 use super::RestoreError;
 use crate::backup::Progress;
-use crate::repo::{BackupInfo, ContentKey, FileIndex, files_idx_key};
-use crate::store::{Catalog, Damage, Regions};
+use crate::repo::{BackupInfo, ContentKey, FileIndex, PieceName, files_idx_key};
+use crate::store::{Catalog, Damage, ReadError, Regions, read_piece};
 
 /// The file without which no directory starts.
 const PG_CONTROL: &str = "global/pg_control";
@@ -42,6 +44,8 @@ pub struct RestoreOptions {
     pub config: PathBuf,
     /// Leave `archive_mode` as the origin had it.
     pub keep_archive_mode: bool,
+    /// Read and verify all WAL that recovery will ask for, before anything could start.
+    pub check_wal: bool,
 }
 
 /// What a restore did.
@@ -93,7 +97,13 @@ pub async fn restore(
     let most = |path: &str| path != PG_CONTROL && !LEFT_OUT.contains(&path);
     let preparing = fetch.clone();
     blocking(move || preparing.prepare(most)).await?;
-    fetch.run(most).await?;
+    let wal = async {
+        match options.check_wal {
+            true => check_wal(catalog, plan, options.jobs).await,
+            false => Ok(()),
+        }
+    };
+    tokio::try_join!(fetch.run(most), wal)?;
     write_recovery(&options.pgdata, &settings(plan, options))?;
     let plan_bytes = serde_json::to_vec_pretty(plan).map_err(io::Error::from)?;
     fs::write(options.pgdata.join(PLAN_FILE), plan_bytes)?;
@@ -122,6 +132,27 @@ pub async fn restore(
         elapsed: began.elapsed(),
         damage: catalog.regions.damage(),
     })
+}
+
+/// Reads and verifies every piece of WAL that recovery will ask for: damage is found now, not after
+/// hours of replay.
+async fn check_wal(catalog: &Catalog, plan: &Plan, at_once: usize) -> Result<(), RestoreError> {
+    let key = ContentKey::for_system(catalog.lineage.system_id());
+    let checks: Vec<_> = plan
+        .pieces
+        .iter()
+        .map(|piece| check_piece(catalog.regions.clone(), *piece, key.clone()))
+        .collect();
+    futures_util::stream::iter(checks).buffer_unordered(at_once).try_collect::<Vec<()>>().await?;
+    Ok(())
+}
+
+async fn check_piece(regions: Regions, piece: PieceName, key: ContentKey) -> Result<(), ReadError> {
+    let read = regions.read(|region| {
+        let key = key.clone();
+        async move { read_piece(&region, &piece, &key).await }
+    });
+    read.await.map(drop)
 }
 
 async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {

@@ -117,6 +117,7 @@ mod tests {
             backup_bytes: 0,
             wal_bytes: 0,
             reaches: None,
+            pieces: vec![],
         }
     }
 

@@ -96,11 +96,6 @@ impl WalPath {
         self.parts.iter().find_map(|part| part.coverage.divergence(part.begin))
     }
 
-    /// The path up to the end of the WAL.
-    pub(super) fn parts(&self) -> Vec<PathPart> {
-        self.parts_until(self.end)
-    }
-
     /// The path up to an LSN.
     pub(super) fn parts_until(&self, until: Lsn) -> Vec<PathPart> {
         let mut path = Vec::new();
@@ -119,6 +114,11 @@ impl WalPath {
             pieces.extend(part.coverage.cover(part.begin, to));
         }
         pieces
+    }
+
+    /// The pieces along the path up to an LSN.
+    pub(super) fn pieces_until(&self, until: Lsn) -> Vec<PieceName> {
+        self.pieces().iter().filter(|part| part.from < until).map(|part| part.piece).collect()
     }
 
     /// What the pieces say of themselves, in the order given.

@@ -209,7 +209,7 @@ pub async fn status_from_regions(
     let size = catalog.lineage.wal_segment_size;
     let now = Utc::now();
     let silent = word.map(|word| (now - word.server_time).as_seconds_f64().max(0.0));
-    let lookups = catalog.regions.iter().map(|region| frontier_of(region, timeline, size));
+    let lookups = catalog.regions.iter().map(|region| frontier_of(region, timeline, size, None));
     let looked_up = join_all(lookups).await;
     let mut regions = Vec::new();
     for (region, found) in catalog.regions.iter().zip(looked_up) {

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use super::wal::{list_gaps, list_histories, list_pieces, list_timelines};
 use super::{ReadError, Region, Regions, StoreError};
 use crate::repo::{
-    ALIVE_FOLDER, Alive, BACKUP_FOLDER, BackupInfo, BackupLabel, ContentKey, Coverage, LINEAGE_FILE,
-    Lineage, PieceName, backup_json_key,
+    ALIVE_FOLDER, Alive, BACKUP_FOLDER, BackupInfo, BackupLabel, ContentKey, Coverage,
+    FORMAT_VERSION, LINEAGE_FILE, Lineage, PieceName, backup_json_key,
 };
 use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
 
@@ -64,6 +64,11 @@ pub async fn list_lineages(cluster: &Regions) -> Result<Vec<Lineage>, ReadError>
                 Err(error) => return Err(error),
             };
             let lineage: Lineage = parse(region, LINEAGE_FILE, &bytes)?;
+            check_format(region, LINEAGE_FILE, lineage.format)?;
+            if lineage.system_identifier != *folder {
+                let message = format!("it lies in {folder} and names {}", lineage.system_identifier);
+                return Err(region.damaged(LINEAGE_FILE, message));
+            }
             lineages.push(lineage);
         }
         Ok(lineages)
@@ -87,6 +92,14 @@ pub async fn list_lineages(cluster: &Regions) -> Result<Vec<Lineage>, ReadError>
 fn parse<T: DeserializeOwned>(region: &Region, key: &str, bytes: &[u8]) -> Result<T, StoreError> {
     serde_json::from_slice(bytes)
         .map_err(|error| region.damaged(key, format!("it cannot be read: {error}")))
+}
+
+fn check_format(region: &Region, key: &str, format: u32) -> Result<(), StoreError> {
+    if format <= FORMAT_VERSION {
+        return Ok(());
+    }
+    let message = format!("it was written by a newer pgkeep (format {format}); use that version");
+    Err(region.damaged(key, message))
 }
 
 impl Catalog {
@@ -194,7 +207,11 @@ async fn read_part(region: &Region, key: &ContentKey) -> Result<Part, StoreError
     let reads = labels.map(|label| async move {
         let key = backup_json_key(&label);
         match region.get(&key).await {
-            Ok(bytes) => parse::<BackupInfo>(region, &key, &bytes).map(Some),
+            Ok(bytes) => {
+                let info: BackupInfo = parse(region, &key, &bytes)?;
+                check_format(region, &key, info.format)?;
+                Ok(Some(info))
+            }
             // Running, given up, or being removed.
             Err(error) if error.kind == super::FailureKind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -20,5 +20,5 @@ pub use region::{ObjectInfo, Put, Region};
 pub use upload::{PART_SIZE, Upload};
 pub use wal::{
     Frontier, PieceIndex, frontier_of, list_gaps, list_histories, list_pieces, list_timelines,
-    piece_metadata, read_piece,
+    lowest_of, piece_metadata, read_piece, read_piece_object,
 };

@@ -188,18 +188,37 @@ impl Region {
     /// # Errors
     /// When the store fails.
     pub async fn put_once(&self, key: &str, content: Bytes) -> Result<Put, StoreError> {
+        use object_store::Error;
         self.check_folder("write", key).await?;
         let bytes = content.len() as u64;
         let path = self.path(key);
+        let store = self.backend.store();
         let options = PutOptions::from(PutMode::Create);
         let request = async {
-            match self.backend.store().put_opts(&path, PutPayload::from(content), options).await {
-                Ok(_) => Ok(Put::Written),
-                Err(object_store::Error::AlreadyExists { .. }) => Ok(Put::AlreadyThere),
+            match store.put_opts(&path, PutPayload::from(content.clone()), options).await {
+                Ok(_) => Ok(Some(Put::Written)),
+                // Stores say "conflict" also while another request for the name is under way.
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(None),
+                Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
+                    if store.head(&path).await.is_ok() {
+                        return Ok(Some(Put::AlreadyThere));
+                    }
+                    store.put(&path, PutPayload::from(content)).await.map(|_| Some(Put::Written))
+                }
                 Err(error) => Err(error),
             }
         };
-        self.once("write", key, bytes, request).await
+        if let Some(put) = self.once("write", key, bytes, request).await? {
+            return Ok(put);
+        }
+        // What the store says is there is looked at, not believed (invariant I10).
+        match self.size(key).await? {
+            Some(size) if size > 0 || bytes == 0 => Ok(Put::AlreadyThere),
+            _ => {
+                let message = "the store says that it exists, and it is not there";
+                Err(self.error("write", key, FailureKind::Transient, message))
+            }
+        }
     }
 
     /// Writes an object whether or not it is there. Only for names that are meant to be
@@ -285,7 +304,7 @@ impl Region {
     /// When it is not there or the store fails, also after retries.
     pub async fn get_tail(&self, key: &str, length: u64) -> Result<(Bytes, u64), StoreError> {
         let path = self.path(key);
-        self.retry(|| {
+        let outcome = self.retry(|| {
             let request = async {
                 let range = Some(GetRange::Suffix(length));
                 let options = GetOptions { range, ..GetOptions::default() };
@@ -294,8 +313,16 @@ impl Region {
                 Ok((result.bytes().await?, size))
             };
             self.once("read", key, length, request)
-        })
-        .await
+        });
+        match outcome.await {
+            // Azure knows no ranges from the end.
+            Err(error) if error.kind == FailureKind::Permanent => {
+                let Some(size) = self.size(key).await? else { return Err(error) };
+                let bytes = self.get_range(key, size.saturating_sub(length)..size).await?;
+                Ok((bytes, size))
+            }
+            outcome => outcome,
+        }
     }
 
     /// The size of an object, or `None` when it is not there.

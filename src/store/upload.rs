@@ -116,7 +116,7 @@ impl Upload {
                 match outcome {
                     Ok(_) => Ok(()),
                     // The first attempt may have worked and its answer been lost (I10).
-                    Err(error) => match store.head(&path).await {
+                    Err(error) => match region.once("look up", &key, 0, store.head(&path)).await {
                         Ok(_) => Ok(()),
                         Err(_) => Err(error),
                     },

@@ -87,12 +87,17 @@ pub async fn list_pieces(
 /// hole in the newest two folders. Writes go out in the order of the WAL, so only the last few
 /// can have left a hole; a recorded gap is stepped over.
 ///
+///
+/// `begin`, where it is known, is where the timeline's WAL must begin: what lies behind a hole at
+/// the very beginning does not count.
+///
 /// # Errors
 /// When the store fails.
 pub async fn frontier_of(
     region: &Region,
     timeline: TimelineId,
     size: SegmentSize,
+    begin: Option<Lsn>,
 ) -> Result<Option<Frontier>, StoreError> {
     let logs = list_logs(region, timeline).await?;
     let Some(log) = logs.iter().rev().take(2).next_back() else { return Ok(None) };
@@ -101,13 +106,17 @@ pub async fn frontier_of(
         return Ok(None);
     };
     let pieces = list_pieces(region, timeline, size, folder_start, None).await?.coverage;
-    let Some(start) = pieces.start() else { return Ok(None) };
+    let Some(lowest) = pieces.start() else { return Ok(None) };
+    let start = begin.filter(|begin| *begin >= folder_start).unwrap_or(lowest);
     let gaps = list_gaps(region).await?;
     let mut lsn = pieces.contiguous_end(start);
     while let Some((_, _, to)) =
         gaps.iter().find(|(tli, from, to)| *tli == timeline && *from <= lsn && lsn < *to)
     {
         lsn = pieces.contiguous_end(*to);
+    }
+    if lsn == start && lowest > start {
+        return Ok(None);
     }
     let near = size.start_of(size.segment_before(lsn));
     let recent = pieces
@@ -116,6 +125,22 @@ pub async fn frontier_of(
         .copied()
         .collect();
     Ok(Some(Frontier { lsn, recent }))
+}
+
+/// The lowest LSN of a timeline that a region holds.
+///
+/// # Errors
+/// When the store fails.
+pub async fn lowest_of(
+    region: &Region,
+    timeline: TimelineId,
+    size: SegmentSize,
+) -> Result<Option<Lsn>, StoreError> {
+    let logs = list_logs(region, timeline).await?;
+    let Some(log) = logs.first() else { return Ok(None) };
+    let objects = region.list(&log_folder(timeline, *log)).await?;
+    let pieces = objects.iter().filter_map(|object| PieceName::parse(object.file_name()));
+    Ok(pieces.filter_map(|piece| piece.start(size)).min())
 }
 
 /// The gaps recorded in a region.
@@ -161,18 +186,45 @@ pub async fn read_piece(
     piece: &PieceName,
     content_key: &ContentKey,
 ) -> Result<Vec<u8>, StoreError> {
+    let bytes = region.get(&piece.key()).await?;
+    open_piece(region, piece, content_key, bytes).await
+}
+
+/// Reads a piece as it is stored, checked like [`read_piece`].
+///
+/// # Errors
+/// When it is not there, the store fails, or it is damaged.
+pub async fn read_piece_object(
+    region: &Region,
+    piece: &PieceName,
+    content_key: &ContentKey,
+) -> Result<bytes::Bytes, StoreError> {
+    let bytes = region.get(&piece.key()).await?;
+    open_piece(region, piece, content_key, bytes.clone()).await?;
+    Ok(bytes)
+}
+
+async fn open_piece(
+    region: &Region,
+    piece: &PieceName,
+    content_key: &ContentKey,
+    bytes: bytes::Bytes,
+) -> Result<Vec<u8>, StoreError> {
     let key = piece.key();
-    let bytes = region.get(&key).await?;
     let piece = *piece;
     let content_key = content_key.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let raw = Container::open(bytes)
-            .and_then(|container| container.raw())
-            .map_err(|error| error.to_string())?;
+        let container = Container::open(bytes).map_err(|error| error.to_string())?;
+        let metadata = container.trailer().metadata.clone();
+        if container.trailer().raw_size() != piece.len() {
+            return Err("its length is not the one in its name".to_owned());
+        }
+        let raw = container.raw().map_err(|error| error.to_string())?;
         let hash: ContentHash = content_key.hash(&raw);
         if raw.len() as u64 != piece.len() || hash.short() != piece.hash {
             return Err("its content does not have the hash in its name".to_owned());
         }
+        check_place(&metadata, &piece)?;
         Ok(raw)
     });
     match opened.await {
@@ -180,6 +232,20 @@ pub async fn read_piece(
         Ok(Err(problem)) => Err(region.damaged(&key, problem)),
         Err(error) => Err(region.error("read", &key, FailureKind::Permanent, error.to_string())),
     }
+}
+
+/// The hash covers the content alone: that it is the WAL of this place is in the metadata.
+fn check_place(metadata: &[u8], piece: &PieceName) -> Result<(), String> {
+    let metadata: PieceMeta =
+        serde_json::from_slice(metadata).map_err(|error| format!("its metadata: {error}"))?;
+    let size = metadata.wal_segment_size;
+    if metadata.timeline != piece.segment.timeline || piece.start(size) != Some(metadata.start) {
+        return Err(format!(
+            "it holds WAL of another place: timeline {}, from {}",
+            metadata.timeline, metadata.start
+        ));
+    }
+    Ok(())
 }
 
 /// Reads what a piece says of itself, without its content.

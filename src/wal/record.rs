@@ -101,6 +101,9 @@ pub enum EventKind {
         /// When, by the server's clock.
         time: DateTime<Utc>,
     },
+    /// Something that a newer pgkeep noted.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Why a record could not be understood.
@@ -192,7 +195,8 @@ fn decode_transaction(xid: u32, info: u8, data: &[u8], major: u32) -> Result<Eve
     let prepared = matches!(operation, XACT_COMMIT_PREPARED | XACT_ABORT_PREPARED);
     // A prepared transaction is ended by another backend: its own xid stands inside.
     let xid = if prepared && info & XACT_HAS_INFO != 0 {
-        prepared_xid(operation, &data[8..], major)?.unwrap_or(xid)
+        // Behind very many subtransactions or invalidations it lies outside what was captured.
+        prepared_xid(operation, &data[8..], major).ok().flatten().unwrap_or(xid)
     } else {
         xid
     };

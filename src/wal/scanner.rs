@@ -195,6 +195,13 @@ impl Scanner {
             }
             self.expect = Expect::Record;
         }
+        let is_zero = self.header.iter().all(|byte| *byte == 0);
+        if is_zero && matches!(self.expect, Expect::Lost) {
+            // Begun inside the padding behind a segment switch, which has no page headers.
+            self.header.clear();
+            self.expect = Expect::Padding;
+            return Ok(());
+        }
         let header = PageHeader::parse(&self.header, page, &self.format)?;
         self.header.clear();
         let continued = header.continuation.map_or(0, u64::from);
@@ -205,7 +212,7 @@ impl Scanner {
             Expect::Lost if continued == 0 => Expect::Record,
             Expect::Lost => Expect::Unknown { left: continued },
             // After a crash the record that could not be finished is given up here.
-            Expect::Body(_) if header.overwrites_record => Expect::Record,
+            Expect::Body(_) | Expect::Unknown { .. } if header.overwrites_record => Expect::Record,
             _ => {
                 summary.damage.push(format!(
                     "the page at {page} continues a record with {continued} bytes, which does not fit what precedes it"

@@ -1,0 +1,18 @@
+//! Tests on real programs: PostgreSQL of every supported major, an S3 server, `zstd`.
+//!
+//! `scripts/setup` gets them into a cache folder. Each test starts its own servers, on its own port
+//! and in its own folder, and stops them. As root, everything runs as the user `nobody`, because
+//! PostgreSQL must not run as root.
+
+mod support;
+
+mod cli;
+mod connection;
+mod corruption;
+mod ledger;
+mod main_path;
+// mod regions;
+mod segments;
+mod shapes;
+mod targets;
+mod wal_fetch;
