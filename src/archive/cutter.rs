@@ -125,7 +125,8 @@ impl Cutter {
         let mut replaces = false;
         // The new piece is the last of its level: does it fill the level?
         loop {
-            let same = self.tail.iter().rev().take_while(|other| other.level == piece.level).count();
+            let same =
+                self.tail.iter().rev().take_while(|other| other.level == piece.level).count();
             if same + 1 < MERGE_FANOUT {
                 break;
             }

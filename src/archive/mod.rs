@@ -12,8 +12,8 @@ mod alive;
 mod backlog;
 mod cutter;
 mod durability;
-mod pipeline;
 mod piece;
+mod pipeline;
 mod receiver;
 mod session;
 mod start;
@@ -89,10 +89,14 @@ pub enum ArchiveError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The server is a standby.
-    #[error("{0} is a standby; set cluster.allow_standby = true to archive from it, or target_session_attrs=read-write in conninfo to find the primary")]
+    #[error(
+        "{0} is a standby; set cluster.allow_standby = true to archive from it, or target_session_attrs=read-write in conninfo to find the primary"
+    )]
     Standby(String),
     /// The archive belongs to another cluster.
-    #[error("the archive {cluster:?} in region {region} belongs to system identifier {found}, the server has {server}. If this is the same database after pg_upgrade or a new initdb, start once with --new-lineage; if it is another one, give it another cluster.name")]
+    #[error(
+        "the archive {cluster:?} in region {region} belongs to system identifier {found}, the server has {server}. If this is the same database after pg_upgrade or a new initdb, start once with --new-lineage; if it is another one, give it another cluster.name"
+    )]
     Foreign {
         /// The cluster's name.
         cluster: String,
@@ -104,7 +108,9 @@ pub enum ArchiveError {
         server: u64,
     },
     /// The server's WAL is not the archive's.
-    #[error("the server's WAL differs from the archive's on timeline {timeline}: {problem}. This server is a clone, or was restored without getting a timeline of its own, or lost WAL; nothing was overwritten")]
+    #[error(
+        "the server's WAL differs from the archive's on timeline {timeline}: {problem}. This server is a clone, or was restored without getting a timeline of its own, or lost WAL; nothing was overwritten"
+    )]
     Diverged {
         /// The timeline.
         timeline: TimelineId,
@@ -118,7 +124,9 @@ pub enum ArchiveError {
     #[error("PostgreSQL {0} is not supported; 13 to 18 are")]
     UnknownVersion(String),
     /// WAL that the server does not have any more.
-    #[error("the server has removed WAL that the archive lacks, from {from} on timeline {timeline}")]
+    #[error(
+        "the server has removed WAL that the archive lacks, from {from} on timeline {timeline}"
+    )]
     Removed {
         /// The timeline.
         timeline: TimelineId,

@@ -137,7 +137,8 @@ impl Pipeline {
         if outcome.is_err() {
             deadline = Instant::now() + patience_for_others;
         }
-        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.uploaders.join_next()).await {
+        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.uploaders.join_next()).await
+        {
             deadline = deadline.min(Instant::now() + patience_for_others);
         }
         self.cancelled.cancel();
@@ -146,7 +147,9 @@ impl Pipeline {
     }
 }
 
-fn joined(result: Result<Result<(), ArchiveError>, tokio::task::JoinError>) -> Result<(), ArchiveError> {
+fn joined(
+    result: Result<Result<(), ArchiveError>, tokio::task::JoinError>,
+) -> Result<(), ArchiveError> {
     result.unwrap_or_else(|error| Err(ArchiveError::Io(std::io::Error::other(error))))
 }
 
@@ -173,7 +176,10 @@ impl CutterTask {
             let interval = if continuous { CONTINUOUS_LIMIT } else { self.flush_interval };
             let due = self.oldest.map(|oldest| oldest + interval);
             let durable = *self.durable.borrow();
-            if continuous && self.cutter.has_unflushed() && self.cut.is_none_or(|cut| durable >= cut) {
+            if continuous
+                && self.cutter.has_unflushed()
+                && self.cut.is_none_or(|cut| durable >= cut)
+            {
                 self.flush().await?;
                 continue;
             }
@@ -239,7 +245,10 @@ impl CutterTask {
             let same = known.iter().zip(bytes).take_while(|(a, b)| a == b).count();
             return Err(ArchiveError::Diverged {
                 timeline: self.context.timeline,
-                problem: format!("the first byte that differs is at {}", position.advance(same as u64)),
+                problem: format!(
+                    "the first byte that differs is at {}",
+                    position.advance(same as u64)
+                ),
             });
         }
         if known.len() <= bytes.len() && !self.overlap.wal.is_empty() {

@@ -119,7 +119,9 @@ impl Receiver<'_> {
                 pending.waiting_since = None;
             }
             if pending.waiting_since.is_some_and(|since| since.elapsed() > SHUTDOWN_PATIENCE) {
-                tracing::warn!("the server wants to shut down and no region takes its last WAL: letting it go");
+                tracing::warn!(
+                    "the server wants to shut down and no region takes its last WAL: letting it go"
+                );
                 return Ok(ReceiveEnd::Server);
             }
         }

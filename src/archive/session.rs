@@ -9,17 +9,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::backlog::Backlog;
 use super::cutter::{Cutter, piece_unit};
-use super::pipeline::{Overlap, Pipeline};
 use super::piece::PieceContext;
+use super::pipeline::{Overlap, Pipeline};
 use super::receiver::{ReceiveEnd, Receiver, SENDER_TIMEOUT};
-use super::start::{
-    StartPoint, find_start, is_missing, read_archived, seeded_scanner,
-};
+use super::start::{StartPoint, find_start, is_missing, read_archived, seeded_scanner};
 use super::state::ArchiveState;
 use super::uploader::Uploader;
 use super::{ArchiveError, ArchiveSettings};
 use crate::pg::{
     ConnInfo, Connection, IdentifySystem, PgError, ServerError, Sql, StreamEnd, Surroundings,
+    WalMessage, WalStream,
 };
 use crate::repo::{ContentKey, FORMAT_VERSION, Gap, LINEAGE_FILE, Lineage, gap_key};
 use crate::store::{FailureKind, Region, Regions};
@@ -163,7 +162,10 @@ impl Session<'_> {
         Err(ArchiveError::Server(PgError::Server(ServerError {
             severity: "ERROR".into(),
             code: "55006".into(),
-            message: format!("the replication slot {} is held by {holder} (process {pid})", self.settings.slot),
+            message: format!(
+                "the replication slot {} is held by {holder} (process {pid})",
+                self.settings.slot
+            ),
             detail: String::new(),
             hint: String::new(),
         })))
@@ -280,7 +282,12 @@ impl Session<'_> {
             level: self.settings.compression_level,
         };
         let wal = read_archived(
-            &server.regions, point.timeline, &server.format, &server.key, point.lsn, point.frontier,
+            &server.regions,
+            point.timeline,
+            &server.format,
+            &server.key,
+            point.lsn,
+            point.frontier,
         )
         .await;
         let wal = match wal {
@@ -292,10 +299,9 @@ impl Session<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        let scanner = seeded_scanner(
-            &server.regions, point.timeline, &server.format, &server.key, point.lsn,
-        )
-        .await;
+        let scanner =
+            seeded_scanner(&server.regions, point.timeline, &server.format, &server.key, point.lsn)
+                .await;
         let slot = &self.settings.slot;
         let started = connection.start_replication(slot, point.lsn, point.timeline).await;
         let mut stream = match started {
@@ -355,16 +361,14 @@ impl Session<'_> {
         let uploaders = uploaders.collect();
         let durable = self.state.durable();
         let interval = self.settings.flush_interval;
-        Pipeline::start(
-            cutter, overlap, interval, durable, &backlog, context, uploaders, cancelled,
-        )
+        Pipeline::start(cutter, overlap, interval, durable, &backlog, context, uploaders, cancelled)
     }
 
     /// Lets what was received reach the regions, and says goodbye to the server.
     async fn end_stream(
         &self,
         received: Result<ReceiveEnd, PgError>,
-        mut stream: crate::pg::WalStream,
+        stream: WalStream,
         pipeline: Pipeline,
         server: &Server,
         point: &StartPoint,
@@ -372,12 +376,7 @@ impl Session<'_> {
         match received {
             Ok(ReceiveEnd::Cancelled) => {
                 pipeline.finish(STOP_PATIENCE, PATIENCE_FOR_OTHERS).await?;
-                let durable = (*self.state.durable().borrow()).min(stream.position());
-                let goodbye = async {
-                    stream.send_status(durable, durable, false).await?;
-                    stream.finish().await
-                };
-                let _ = tokio::time::timeout(PATIENCE_FOR_OTHERS, goodbye).await;
+                let _ = tokio::time::timeout(PATIENCE_FOR_OTHERS, self.say_goodbye(stream)).await;
                 Ok(TimelineEnd::Cancelled)
             }
             Ok(ReceiveEnd::Server) => {
@@ -404,6 +403,17 @@ impl Session<'_> {
                 Err(error.into())
             }
         }
+    }
+
+    /// Acknowledges the last WAL, and hears the server's clock once more: if nothing was written
+    /// since, the archive is whole up to that moment.
+    async fn say_goodbye(&self, mut stream: WalStream) -> Result<(), PgError> {
+        let durable = (*self.state.durable().borrow()).min(stream.position());
+        stream.send_status(durable, durable, true).await?;
+        if let WalMessage::Keepalive { wal_end, clock, .. } = stream.next().await? {
+            self.state.heard(wal_end, durable, clock);
+        }
+        stream.finish().await.map(drop)
     }
 
     /// The server has removed WAL that the archive lacks (invariant I7). Recorded only when every

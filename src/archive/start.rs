@@ -71,7 +71,11 @@ pub(super) async fn find_start(
         let point = match end {
             Some(end) if frontier >= *end => {
                 let next = path[index + 1].0;
-                StartPoint { timeline: next, lsn: end.round_down(unit), frontier: end.round_down(unit) }
+                StartPoint {
+                    timeline: next,
+                    lsn: end.round_down(unit),
+                    frontier: end.round_down(unit),
+                }
             }
             _ => {
                 let lsn = frontier.max(*begin).round_down(unit);

@@ -127,7 +127,10 @@ pub struct ArchiveState {
 
 impl ArchiveState {
     /// A state for regions with these names and URLs.
-    pub fn new(policy: Durability, regions: impl Iterator<Item = (String, String)>) -> ArchiveState {
+    pub fn new(
+        policy: Durability,
+        regions: impl Iterator<Item = (String, String)>,
+    ) -> ArchiveState {
         let regions = regions
             .map(|(name, url)| RegionState {
                 name,
@@ -163,7 +166,13 @@ impl ArchiveState {
     }
 
     /// Streaming begins from a server, on a timeline.
-    pub(super) fn begin(&self, host: String, version: String, system_id: u64, timeline: TimelineId) {
+    pub(super) fn begin(
+        &self,
+        host: String,
+        version: String,
+        system_id: u64,
+        timeline: TimelineId,
+    ) {
         let mut inner = self.lock();
         inner.streaming = true;
         inner.is_spare = false;
@@ -198,9 +207,10 @@ impl ArchiveState {
         inner.server_time = Some(clock);
         inner.wal_end = inner.wal_end.max(wal_end).max(received);
         let now = Instant::now();
-        let due = inner.samples.back().is_none_or(|(lsn, at)| {
-            received > *lsn && now.duration_since(*at) >= SAMPLE_SPACING
-        });
+        let due = inner
+            .samples
+            .back()
+            .is_none_or(|(lsn, at)| received > *lsn && now.duration_since(*at) >= SAMPLE_SPACING);
         if due {
             if inner.samples.len() == MAX_SAMPLES {
                 // Keep every second one: a longer memory, coarser.

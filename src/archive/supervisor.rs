@@ -29,7 +29,8 @@ pub struct Archiver {
 impl Archiver {
     /// An archiver; `regions` are at their roots.
     pub fn new(settings: ArchiveSettings, conninfo: ConnInfo, regions: &Regions) -> Archiver {
-        let names = regions.iter().map(|region| (region.name().to_owned(), region.url().to_owned()));
+        let names =
+            regions.iter().map(|region| (region.name().to_owned(), region.url().to_owned()));
         let state = ArchiveState::new(settings.durability, names);
         let regions = regions.within(&settings.cluster);
         Archiver { settings, conninfo, regions, state }

@@ -16,9 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::backlog::{Backlog, Next};
 use super::piece::{Piece, PieceContext};
 use super::state::ArchiveState;
-use crate::repo::{
-    LINEAGE_FILE, Lineage, PieceName, history_key, log_folder, timeline_folder,
-};
+use crate::repo::{LINEAGE_FILE, Lineage, PieceName, history_key, log_folder, timeline_folder};
 use crate::store::{
     FailureKind, Region, StoreError, frontier_of, list_pieces, lowest_of, read_piece_object,
 };
@@ -161,7 +159,9 @@ impl Uploader {
         let frontier = match (found, begin) {
             (Some(found), _) => found.lsn,
             (None, Some(begin)) => begin,
-            (None, None) => self.lowest_elsewhere(self.context.timeline).await?.unwrap_or(self.stream_start),
+            (None, None) => {
+                self.lowest_elsewhere(self.context.timeline).await?.unwrap_or(self.stream_start)
+            }
         };
         let (taken, has_hole, pending) = (None, false, BTreeMap::new());
         Ok(Progress { frontier, has_pieces, has_hole, small, taken, pending })
@@ -224,11 +224,7 @@ impl Uploader {
     }
 
     /// Starts uploads until enough are under way; says what kept it from starting more.
-    async fn fill(
-        &self,
-        progress: &mut Progress,
-        uploads: &mut JoinSet<(u64, Outcome)>,
-    ) -> Next {
+    async fn fill(&self, progress: &mut Progress, uploads: &mut JoinSet<(u64, Outcome)>) -> Next {
         if progress.has_hole {
             if !progress.pending.is_empty() {
                 return Next::Empty;
@@ -241,7 +237,8 @@ impl Uploader {
             let next = self.backlog.next(self.index, progress.taken);
             let Next::Piece(sequence, piece) = next else { return next };
             let reached = progress.pending.values().map(|(piece, _)| piece.end).max();
-            let reached = reached.map_or(progress.frontier, |reached| reached.max(progress.frontier));
+            let reached =
+                reached.map_or(progress.frontier, |reached| reached.max(progress.frontier));
             if piece.end <= progress.frontier {
                 // Stored by an earlier run.
                 progress.taken = Some(sequence);

@@ -79,11 +79,8 @@ impl Packer {
 
     /// Notes where the next bytes of the current file go.
     fn note(&mut self, begins_block: bool, length: usize) {
-        let block = Block {
-            frame: self.frame,
-            offset: self.filling.len() as u32,
-            length: length as u32,
-        };
+        let block =
+            Block { frame: self.frame, offset: self.filling.len() as u32, length: length as u32 };
         let Some(PackedFile { content: Some((_, _, blocks)), .. }) = self.files.last_mut() else {
             return;
         };

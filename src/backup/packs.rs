@@ -69,8 +69,8 @@ pub(super) async fn write_packs(
         let stored_size = frame.stored.len() as u32;
         current.entry.frames.push(PackFrame { stored_size, raw_size: frame.raw_size, hash });
         fanout.write(&frame.stored).await;
-        let full = current.writer.stored_size() >= PACK_SIZE
-            || current.writer.frames() >= PACK_FRAMES;
+        let full =
+            current.writer.stored_size() >= PACK_SIZE || current.writer.frames() >= PACK_FRAMES;
         if full {
             packs.push(end_pack(current, &mut fanout).await);
         } else {

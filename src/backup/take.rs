@@ -226,7 +226,8 @@ async fn receive(
             BackupEvent::Manifest => {
                 end_archive(&part)?;
                 part = Part::Manifest;
-                hand_over(packer.end_frame().into_iter().collect(), sender.as_ref(), key, level).await;
+                hand_over(packer.end_frame().into_iter().collect(), sender.as_ref(), key, level)
+                    .await;
                 drop(sender.take());
                 let Some(writer) = writer.take() else { break };
                 let mut done = writer.await.map_err(std::io::Error::other)??;
@@ -250,7 +251,14 @@ async fn receive(
                 fanout.end().await;
                 let manifest = StoredObject { size: manifest.0, hash: manifest.1.finish() };
                 let stop_lsn = stop;
-                return Ok(Received { packer, packs, fanout, manifest, stop_lsn, checksum_failures });
+                return Ok(Received {
+                    packer,
+                    packs,
+                    fanout,
+                    manifest,
+                    stop_lsn,
+                    checksum_failures,
+                });
             }
         }
     }

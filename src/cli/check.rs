@@ -113,12 +113,19 @@ async fn check_server(config: &Config, conninfo: &ConnInfo, items: &mut Items) {
     let version = connection.server_version().to_owned();
     items.ok("replication connection", format!("{}, PostgreSQL {version}", connection.host()));
     if !(13..=18).contains(&connection.major()) {
-        items.fail("version", format!("PostgreSQL {version}"), Some("13 to 18 are supported".into()));
+        items.fail(
+            "version",
+            format!("PostgreSQL {version}"),
+            Some("13 to 18 are supported".into()),
+        );
     }
     match connection.identify_system().await {
         Ok(system) => items.ok(
             "system",
-            format!("identifier {}, timeline {}, WAL at {}", system.system_id, system.timeline, system.flushed),
+            format!(
+                "identifier {}, timeline {}, WAL at {}",
+                system.system_id, system.timeline, system.flushed
+            ),
         ),
         Err(error) => items.fail("system", error.to_string(), error.hint()),
     }
@@ -130,7 +137,10 @@ async fn check_server(config: &Config, conninfo: &ConnInfo, items: &mut Items) {
     };
     match sql.server_facts().await {
         Ok(facts) => {
-            items.ok("SQL connection", format!("database {}", conninfo.dbname.as_deref().unwrap_or("postgres")));
+            items.ok(
+                "SQL connection",
+                format!("database {}", conninfo.dbname.as_deref().unwrap_or("postgres")),
+            );
             check_facts(config, conninfo, &facts, items);
         }
         Err(error) => items.fail("SQL connection", error.to_string(), error.hint()),
@@ -153,14 +163,26 @@ fn check_facts(config: &Config, conninfo: &ConnInfo, facts: &ServerFacts, items:
     }
     match facts.wal_level.as_str() {
         "replica" | "logical" => items.ok("wal_level", &facts.wal_level),
-        other => items.fail("wal_level", other, Some("set wal_level = replica and restart the server".into())),
+        other => items.fail(
+            "wal_level",
+            other,
+            Some("set wal_level = replica and restart the server".into()),
+        ),
     }
     let free = facts.max_wal_senders.saturating_sub(facts.wal_senders);
     let senders = format!("{} of {} free", free, facts.max_wal_senders);
     // The sidecar needs one, a backup another.
     match free {
-        0 => items.fail("max_wal_senders", senders, Some("raise max_wal_senders and restart the server".into())),
-        1 => items.warn("max_wal_senders", senders, "the sidecar needs one and a backup another: raise max_wal_senders"),
+        0 => items.fail(
+            "max_wal_senders",
+            senders,
+            Some("raise max_wal_senders and restart the server".into()),
+        ),
+        1 => items.warn(
+            "max_wal_senders",
+            senders,
+            "the sidecar needs one and a backup another: raise max_wal_senders",
+        ),
         _ => items.ok("max_wal_senders", senders),
     }
     match facts.max_slot_wal_keep_size {
@@ -184,7 +206,11 @@ fn check_facts(config: &Config, conninfo: &ConnInfo, facts: &ServerFacts, items:
     if skew.abs() <= CLOCK_TOLERANCE_SECONDS {
         items.ok("clock", format!("{skew:+.1} s from the server's"));
     } else {
-        items.warn("clock", format!("{skew:+.1} s from the server's"), "targets in time are the server's; synchronise the clocks");
+        items.warn(
+            "clock",
+            format!("{skew:+.1} s from the server's"),
+            "targets in time are the server's; synchronise the clocks",
+        );
     }
 }
 
@@ -214,7 +240,10 @@ fn check_synchronous(conninfo: &ConnInfo, facts: &ServerFacts, items: &mut Items
 
 fn check_slot(name: &str, slot: Option<SlotFacts>, items: &mut Items) {
     let Some(slot) = slot else {
-        return items.ok("replication slot", format!("{name} does not exist yet; \"pgkeep run\" creates it"));
+        return items.ok(
+            "replication slot",
+            format!("{name} does not exist yet; \"pgkeep run\" creates it"),
+        );
     };
     let keeps = slot.restart_lsn.map_or("nothing".into(), |lsn| format!("WAL from {lsn} on"));
     if slot.wal_status.as_deref() == Some("lost") {
@@ -225,7 +254,9 @@ fn check_slot(name: &str, slot: Option<SlotFacts>, items: &mut Items) {
         );
     }
     let used = match (slot.active_pid, slot.holder) {
-        (Some(pid), holder) => format!(", in use by {} (process {pid})", holder.unwrap_or_default()),
+        (Some(pid), holder) => {
+            format!(", in use by {} (process {pid})", holder.unwrap_or_default())
+        }
         _ => String::new(),
     };
     items.ok("replication slot", format!("{name} keeps {keeps}{used}"));

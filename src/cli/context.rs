@@ -25,8 +25,11 @@ impl Context {
         }
         let found = PLACES.iter().map(PathBuf::from).find(|file| file.exists());
         found.ok_or_else(|| {
-            CliError::new(Exit::Configuration, format!("no configuration: neither {} exists", PLACES.join(" nor ")))
-                .hint("\"pgkeep init\" writes one; --config or PGKEEP_CONFIG names another")
+            CliError::new(
+                Exit::Configuration,
+                format!("no configuration: neither {} exists", PLACES.join(" nor ")),
+            )
+            .hint("\"pgkeep init\" writes one; --config or PGKEEP_CONFIG names another")
         })
     }
 
@@ -104,7 +107,10 @@ pub async fn catalog(
         None if lineages.len() > 1 => {
             return Err(CliError::new(
                 Exit::Usage,
-                format!("the archive {:?} holds several clusters (system identifiers {all})", config.cluster.name),
+                format!(
+                    "the archive {:?} holds several clusters (system identifiers {all})",
+                    config.cluster.name
+                ),
             )
             .hint("say which one with --lineage"));
         }

@@ -39,7 +39,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     }
     let name = given_or_asked(args.name, "cluster name", "--name", "main")?;
     let default = "host=/var/run/postgresql user=pgkeep dbname=postgres";
-    let conninfo = given_or_asked(args.conninfo, "connection to the server", "--conninfo", default)?;
+    let conninfo =
+        given_or_asked(args.conninfo, "connection to the server", "--conninfo", default)?;
     let mut regions = Vec::new();
     for text in &args.region {
         regions.push(split_region(text)?);
@@ -97,8 +98,9 @@ fn given_or_asked(
 fn split_region(text: &str) -> Result<(String, String), CliError> {
     match text.split_once('=') {
         Some((name, url)) if url.contains("://") => Ok((name.to_owned(), url.to_owned())),
-        _ => Err(CliError::new(Exit::Usage, format!("region {text:?} is not NAME=URL"))
-            .hint("e.g. --region eu=s3://orders-archive-eu/prod --region local=file:///srv/archive")),
+        _ => Err(CliError::new(Exit::Usage, format!("region {text:?} is not NAME=URL")).hint(
+            "e.g. --region eu=s3://orders-archive-eu/prod --region local=file:///srv/archive",
+        )),
     }
 }
 
@@ -107,7 +109,8 @@ fn make_folder(region: &str, url: &str) -> Result<(), CliError> {
     let Some(path) = url::Url::parse(url).ok().filter(|url| url.scheme() == "file") else {
         return Ok(());
     };
-    let failed = |problem: String| CliError::new(Exit::Failed, format!("region {region}: {problem}"));
+    let failed =
+        |problem: String| CliError::new(Exit::Failed, format!("region {region}: {problem}"));
     let path = path.to_file_path().map_err(|()| failed("write file:///folder".into()))?;
     if !path.is_dir() {
         std::fs::create_dir_all(&path)
@@ -161,7 +164,8 @@ mod tests {
 
     #[test]
     fn what_is_written_can_be_read() {
-        let regions = [("eu".to_owned(), "s3://a/b".to_owned()), ("us".into(), "file:///x \"y\"".into())];
+        let regions =
+            [("eu".to_owned(), "s3://a/b".to_owned()), ("us".into(), "file:///x \"y\"".into())];
         let text = render("orders", "host='a b' password=\"x\"", &regions);
         let config = Config::parse(&text, std::path::Path::new("x")).unwrap();
         assert_eq!(config.cluster.conninfo, "host='a b' password=\"x\"");

@@ -59,12 +59,26 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
         let rows: Vec<_> =
             catalog.backups.values().map(|(info, regions)| row(info, regions)).collect();
         output::table(
-            &["LABEL", "TYPE", "TL", "ENDED", "SIZE", "NEW", "STORED", "START LSN", "STOP LSN", "REGIONS", "NOTE"],
+            &[
+                "LABEL",
+                "TYPE",
+                "TL",
+                "ENDED",
+                "SIZE",
+                "NEW",
+                "STORED",
+                "START LSN",
+                "STOP LSN",
+                "REGIONS",
+                "NOTE",
+            ],
             &rows,
         );
     }
     for (timeline, from, to) in &catalog.gaps {
-        output::line(&format!("GAP on timeline {timeline} from {from} to {to}: no restore crosses it"));
+        output::line(&format!(
+            "GAP on timeline {timeline} from {from} to {to}: no restore crosses it"
+        ));
     }
     Ok(Exit::Done)
 }

@@ -174,11 +174,20 @@ fn report(plan: &Plan, restored: Option<&Restored>) -> Result<(), CliError> {
 }
 
 fn tell_plan(plan: &Plan) {
-    output::note(&format!("target:   {}{}", plan.target, if plan.exclusive { ", exclusive" } else { "" }));
+    output::note(&format!(
+        "target:   {}{}",
+        plan.target,
+        if plan.exclusive { ", exclusive" } else { "" }
+    ));
     if plan.recovery_target != plan.target {
         output::note("          no transaction ended after it: that is the end of the archive");
     }
-    output::note(&format!("backup:   {} ({}), from {}", plan.backup, plan.reason, plan.backup_regions.join(", ")));
+    output::note(&format!(
+        "backup:   {} ({}), from {}",
+        plan.backup,
+        plan.reason,
+        plan.backup_regions.join(", ")
+    ));
     let path: Vec<String> = plan
         .path
         .iter()

@@ -92,7 +92,9 @@ fn print(report: &StatusReport) {
             "recovery window: {} ({}) to {} ({})",
             window.earliest_time.format("%Y-%m-%d %H:%M:%S UTC"),
             window.earliest_lsn,
-            window.latest_time.map_or_else(unknown, |t| t.format("%Y-%m-%d %H:%M:%S UTC").to_string()),
+            window
+                .latest_time
+                .map_or_else(unknown, |t| t.format("%Y-%m-%d %H:%M:%S UTC").to_string()),
             window.latest_lsn,
         )),
         None => output::line("recovery window: NONE: nothing can be restored yet"),

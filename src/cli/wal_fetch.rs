@@ -99,7 +99,8 @@ pub fn main(arguments: &[OsString]) -> Result<Fetched, String> {
     // Nothing that still hangs on a store may hold up PostgreSQL.
     runtime.shutdown_background();
     outcome.map_err(|error| {
-        let named = CliError { message: format!("wal-fetch {}: {}", args.file, error.message), ..error };
+        let named =
+            CliError { message: format!("wal-fetch {}: {}", args.file, error.message), ..error };
         output::complain(&named);
         named.message
     })
@@ -116,7 +117,11 @@ async fn fetch(context: &Context, args: &Args) -> Result<Fetched, CliError> {
         None => {
             return Err(CliError::new(
                 Exit::Failed,
-                format!("{} is not a directory that pgkeep restored: it has no {}", here.display(), crate::restore::PLAN_FILE),
+                format!(
+                    "{} is not a directory that pgkeep restored: it has no {}",
+                    here.display(),
+                    crate::restore::PLAN_FILE
+                ),
             ));
         }
     };
@@ -126,7 +131,10 @@ async fn fetch(context: &Context, args: &Args) -> Result<Fetched, CliError> {
 
 fn from_plan(plan: &Plan, regions: &Regions, standby: bool) -> Result<Source, CliError> {
     let system_id = plan.system_identifier.parse().map_err(|_| {
-        CliError::new(Exit::Failed, format!("the plan names {:?} as system identifier", plan.system_identifier))
+        CliError::new(
+            Exit::Failed,
+            format!("the plan names {:?} as system identifier", plan.system_identifier),
+        )
     })?;
     Ok(Source {
         regions: regions.within(&plan.system_identifier),
@@ -164,7 +172,10 @@ mod tests {
         let wrong = words("pgkeep wal-fetch --no-such-option f p");
         let mode = mode_of(&wrong).unwrap();
         assert_eq!(guarded(mode, || main(&wrong)), STOP);
-        assert_eq!(mode_of(&words("pgkeep --config x wal-fetch --standby f p")), Some(Mode::Standby));
+        assert_eq!(
+            mode_of(&words("pgkeep --config x wal-fetch --standby f p")),
+            Some(Mode::Standby)
+        );
         assert_eq!(mode_of(&words("pgkeep restore --pgdata wal-fetch")), None);
     }
 }

@@ -254,12 +254,18 @@ impl Config {
                 return fail("region.name", "letters, digits, '-', '_' and '.' make a name");
             }
             if self.regions[..index].iter().any(|other| other.name == region.name) {
-                return Err(("region.name".into(), format!("two regions are named {:?}", region.name)));
+                return Err((
+                    "region.name".into(),
+                    format!("two regions are named {:?}", region.name),
+                ));
             }
             if self.regions[..index].iter().any(|other| other.url == region.url) {
                 return Err((
                     "region.url".into(),
-                    format!("two regions have the URL {:?}: a copy beside itself protects nothing", region.url),
+                    format!(
+                        "two regions have the URL {:?}: a copy beside itself protects nothing",
+                        region.url
+                    ),
                 ));
             }
         }

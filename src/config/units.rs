@@ -26,7 +26,8 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a length of time; write e.g. \"5s\", \"15m\", \"30d\"");
+        let wrong =
+            || format!("{text:?} is not a length of time; write e.g. \"5s\", \"15m\", \"30d\"");
         let (number, unit) = split(text).ok_or_else(wrong)?;
         let milliseconds: u64 = match unit {
             "ms" => 1,

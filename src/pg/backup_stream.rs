@@ -86,7 +86,8 @@ impl Connection {
                     let lsn = text(&row, 0)?.parse();
                     let lsn = lsn.map_err(|error| PgError::Protocol(format!("{error}")))?;
                     let timeline = text(&row, 1)?.parse().map(TimelineId);
-                    let timeline = timeline.map_err(|error| PgError::Protocol(format!("{error}")))?;
+                    let timeline =
+                        timeline.map_err(|error| PgError::Protocol(format!("{error}")))?;
                     start = Some((lsn, timeline));
                 }
                 Incoming::Row(row) => tablespaces.push(read_tablespace(&row)),

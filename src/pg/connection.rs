@@ -12,9 +12,7 @@ use postgres_protocol::message::{backend, frontend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::conninfo::{
-    AuthMethod, ChannelBinding, LoadBalance, SslNegotiation,
-};
+use super::conninfo::{AuthMethod, ChannelBinding, LoadBalance, SslNegotiation};
 use super::message::Incoming;
 use super::socket::Socket;
 use super::{
@@ -206,7 +204,10 @@ impl Connection {
             };
             let answer = match message {
                 backend::Message::AuthenticationOk if binding_required => {
-                    return Err(PgError::Authentication("channel_binding=require, but the server did not authenticate with it".into()));
+                    return Err(PgError::Authentication(
+                        "channel_binding=require, but the server did not authenticate with it"
+                            .into(),
+                    ));
                 }
                 backend::Message::AuthenticationOk => {
                     return if asked { Ok(()) } else { allowed(AuthMethod::None) };
@@ -264,18 +265,23 @@ impl Connection {
                 (sasl::SCRAM_SHA_256_PLUS, Binding::tls_server_end_point(hash))
             }
             _ if wanted == ChannelBinding::Require => {
-                return Err(PgError::Authentication("channel_binding=require, but it is not to be had on this connection".into()));
+                return Err(PgError::Authentication(
+                    "channel_binding=require, but it is not to be had on this connection".into(),
+                ));
             }
             Some(_) if plain && wanted != ChannelBinding::Disable => {
                 (sasl::SCRAM_SHA_256, Binding::unrequested())
             }
             _ if plain => (sasl::SCRAM_SHA_256, Binding::unsupported()),
-            _ => return Err(PgError::Authentication(format!("the server offers only {offered:?}"))),
+            _ => {
+                return Err(PgError::Authentication(format!("the server offers only {offered:?}")));
+            }
         };
         let failed = |error: std::io::Error| PgError::Authentication(error.to_string());
         let mut scram = ScramSha256::new(password, binding);
         let mut output = BytesMut::new();
-        frontend::sasl_initial_response(mechanism, scram.message(), &mut output).map_err(protocol)?;
+        frontend::sasl_initial_response(mechanism, scram.message(), &mut output)
+            .map_err(protocol)?;
         self.send(&output).await?;
         loop {
             match self.receive().await? {

@@ -107,9 +107,11 @@ impl PgError {
             PgError::Server(error) => &error.message,
             PgError::Sql(error) => error.as_db_error().map_or("", |error| error.message()),
             PgError::Host { source, .. } => source.server_message(),
-            PgError::NoHost(errors) => {
-                errors.iter().map(PgError::server_message).find(|text| !text.is_empty()).unwrap_or("")
-            }
+            PgError::NoHost(errors) => errors
+                .iter()
+                .map(PgError::server_message)
+                .find(|text| !text.is_empty())
+                .unwrap_or(""),
             _ => "",
         }
     }
@@ -162,7 +164,8 @@ fn is_replication_off(code: &str, message: &str) -> bool {
 
 fn tls_hint(message: &str) -> String {
     if message.contains("does not support") {
-        return "set ssl = on in the server, or sslmode=disable here if the network is trusted".into();
+        return "set ssl = on in the server, or sslmode=disable here if the network is trusted"
+            .into();
     }
     "sslrootcert must name the certificate of the authority that signed the server's certificate, and with sslmode=verify-full the host must be one of the names in it".into()
 }
@@ -171,23 +174,41 @@ fn tls_hint(message: &str) -> String {
 /// message.
 fn server_hint(code: &str, message: &str) -> Option<String> {
     let text = match code {
-        "28P01" => "the password is wrong: check PGPASSWORD, passfile and ~/.pgpass, and that the role has a password of the kind that pg_hba.conf asks for",
+        "28P01" => {
+            "the password is wrong: check PGPASSWORD, passfile and ~/.pgpass, and that the role has a password of the kind that pg_hba.conf asks for"
+        }
         "28000" if message.contains("pg_hba.conf") => {
             "pg_hba.conf of the server has no line that lets this role in from here for replication; add e.g.\n    host replication pgkeep <this address>/32 scram-sha-256\n(a line for \"all\" databases does not cover replication) and run SELECT pg_reload_conf()"
         }
-        "28000" => "the role does not exist or may not log in: CREATE ROLE pgkeep LOGIN REPLICATION PASSWORD '…'",
-        "42501" => "the role lacks a right: ALTER ROLE pgkeep REPLICATION; GRANT pg_monitor TO pgkeep",
+        "28000" => {
+            "the role does not exist or may not log in: CREATE ROLE pgkeep LOGIN REPLICATION PASSWORD '…'"
+        }
+        "42501" => {
+            "the role lacks a right: ALTER ROLE pgkeep REPLICATION; GRANT pg_monitor TO pgkeep"
+        }
         "3D000" => "the database for plain SQL does not exist: set dbname in conninfo",
-        _ if is_replication_off(code, message) => "the server allows no replication (max_wal_senders = 0, as wal_level = minimal demands): set wal_level = replica and max_wal_senders = 10, and restart it",
-        "53300" => "the server has no free connection for replication: raise max_wal_senders (and max_connections)",
+        _ if is_replication_off(code, message) => {
+            "the server allows no replication (max_wal_senders = 0, as wal_level = minimal demands): set wal_level = replica and max_wal_senders = 10, and restart it"
+        }
+        "53300" => {
+            "the server has no free connection for replication: raise max_wal_senders (and max_connections)"
+        }
         "55006" => "another client uses the replication slot",
-        "58P01" | "42704" if message.contains("replication slot") => "the slot does not exist: run \"pgkeep run\", which creates it",
+        "58P01" | "42704" if message.contains("replication slot") => {
+            "the slot does not exist: run \"pgkeep run\", which creates it"
+        }
         "55000" if message.contains("wal_level") => {
             "set wal_level = replica in the server and restart it: at minimal, WAL cannot be archived"
         }
-        "53400" | "54000" if message.contains("replication slots") => "raise max_replication_slots and restart the server",
-        _ if message.contains("wal_level") => "set wal_level = replica in the server and restart it: at minimal, WAL cannot be archived",
-        _ if message.contains("max_replication_slots") => "raise max_replication_slots in the server and restart it",
+        "53400" | "54000" if message.contains("replication slots") => {
+            "raise max_replication_slots and restart the server"
+        }
+        _ if message.contains("wal_level") => {
+            "set wal_level = replica in the server and restart it: at minimal, WAL cannot be archived"
+        }
+        _ if message.contains("max_replication_slots") => {
+            "raise max_replication_slots in the server and restart it"
+        }
         _ => return None,
     };
     Some(text.to_owned())

@@ -18,8 +18,8 @@ pub use connection::{Connection, Purpose};
 pub use conninfo::{
     ConnInfo, ConnInfoError, Host, HostSpec, SslMode, Surroundings, TargetSessionAttrs,
 };
-pub use passfile::Secret;
 pub use error::{PgError, ServerError};
+pub use passfile::Secret;
 pub use replication::{IdentifySystem, NextTimeline};
 pub use sql::{ServerFacts, SlotFacts, Sql};
 pub use wal_stream::{StreamEnd, WalMessage, WalStream};

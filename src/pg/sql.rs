@@ -9,12 +9,14 @@ use std::task::{Context, Poll};
 use chrono::{DateTime, Utc};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
-use tokio_postgres::config::{ChannelBinding as TheirBinding, SslMode as TheirMode, SslNegotiation};
+use tokio_postgres::config::{
+    ChannelBinding as TheirBinding, SslMode as TheirMode, SslNegotiation,
+};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
-use super::conninfo::ChannelBinding as OurBinding;
 use super::connection::{CONNECT_TIMEOUT, encryption_order, open_socket, password_for};
+use super::conninfo::ChannelBinding as OurBinding;
 use super::socket::Socket;
 use super::{ConnInfo, HostSpec, PgError, Surroundings};
 use crate::wal::{InvalidLsn, Lsn};
@@ -160,7 +162,13 @@ impl Sql {
     /// # Errors
     /// When the server refuses it or the connection breaks.
     pub async fn value(&self, sql: &str) -> Result<Option<String>, PgError> {
-        Ok(self.rows(sql).await?.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
+        Ok(self
+            .rows(sql)
+            .await?
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next())
+            .flatten())
     }
 
     /// The server's clock.
@@ -168,7 +176,8 @@ impl Sql {
     /// # Errors
     /// When the connection breaks.
     pub async fn clock(&self) -> Result<DateTime<Utc>, PgError> {
-        let text = self.value("SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint").await?;
+        let text =
+            self.value("SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint").await?;
         text.and_then(|text| text.parse().ok())
             .and_then(DateTime::from_timestamp_micros)
             .ok_or_else(|| PgError::Protocol("the server's clock cannot be read".into()))

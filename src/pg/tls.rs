@@ -44,9 +44,10 @@ pub(super) async fn handshake(
     let config = client_config(conninfo).map_err(PgError::Tls)?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| PgError::Tls(format!("{host:?} cannot be a name in a certificate")))?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
-        PgError::Tls(format!("the handshake with {host} failed: {error}"))
-    })
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| PgError::Tls(format!("the handshake with {host} failed: {error}")))
 }
 
 fn client_config(conninfo: &ConnInfo) -> Result<ClientConfig, String> {
@@ -86,7 +87,8 @@ fn protocol_versions(conninfo: &ConnInfo) -> &'static [&'static SupportedProtoco
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let problem = |error: &dyn std::fmt::Display| format!("certificate {}: {error}", path.display());
+    let problem =
+        |error: &dyn std::fmt::Display| format!("certificate {}: {error}", path.display());
     let found: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(path).map_err(|error| problem(&error))?.collect();
     match found {
@@ -106,7 +108,11 @@ enum Trust {
     /// Nothing.
     Anybody,
     /// The chain, and with `check_name` the host's name.
-    Chain { inner: Arc<WebPkiServerVerifier>, pinned: Vec<CertificateDer<'static>>, check_name: bool },
+    Chain {
+        inner: Arc<WebPkiServerVerifier>,
+        pinned: Vec<CertificateDer<'static>>,
+        check_name: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -227,8 +233,11 @@ pub(super) fn channel_binding(stream: &TlsStream<TcpStream>) -> Option<Vec<u8>> 
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
     // RFC 8017 appendix C and RFC 5758: sha1/256/384/512WithRSAEncryption, ecdsa-with-SHA1/256/384/512.
     Some(match parsed.signature_algorithm().oid.to_string().as_str() {
-        "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.5" | "1.2.840.113549.1.1.11"
-        | "1.2.840.10045.4.1" | "1.2.840.10045.4.3.2" => Sha256::digest(certificate).to_vec(),
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2" => Sha256::digest(certificate).to_vec(),
         "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Sha384::digest(certificate).to_vec(),
         "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Sha512::digest(certificate).to_vec(),
         _ => return None,

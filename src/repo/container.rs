@@ -68,7 +68,9 @@ pub enum ContainerError {
     #[error("it is damaged: {0}")]
     Damaged(String),
     /// A version that this program does not know.
-    #[error("it was written by a newer pgkeep (container version {0}); use that version to read it")]
+    #[error(
+        "it was written by a newer pgkeep (container version {0}); use that version to read it"
+    )]
     Newer(u8),
 }
 

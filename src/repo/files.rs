@@ -234,7 +234,8 @@ impl FileIndex {
         let (kind, after) = rest.split_first().ok_or_else(cut)?;
         *rest = after;
         if *kind == 2 {
-            let Some(FileEntry { kind: FileKind::File { extents, .. }, .. }) = self.files.last_mut()
+            let Some(FileEntry { kind: FileKind::File { extents, .. }, .. }) =
+                self.files.last_mut()
             else {
                 return Err(damaged("more extents of no file"));
             };

@@ -135,7 +135,10 @@ mod tests {
     fn names_differ_between_clusters_and_not_between_archivers() {
         let one = ContentKey::for_system(7_000_000_000_000_000_001);
         let other = ContentKey::for_system(7_000_000_000_000_000_002);
-        assert_eq!(one.hash(b"wal"), ContentKey::for_system(7_000_000_000_000_000_001).hash(b"wal"));
+        assert_eq!(
+            one.hash(b"wal"),
+            ContentKey::for_system(7_000_000_000_000_000_001).hash(b"wal")
+        );
         assert_ne!(one.hash(b"wal"), other.hash(b"wal"));
         let mut hasher = one.hasher();
         hasher.update(b"w");

@@ -22,7 +22,8 @@ pub struct TablespaceMap {
 /// # Errors
 /// When it holds anything, with what to do about it.
 pub(super) fn check_empty(folder: &Path) -> Result<(), RestoreError> {
-    let refuse = |problem: String| Err(RestoreError::Directory { path: folder.to_owned(), problem });
+    let refuse =
+        |problem: String| Err(RestoreError::Directory { path: folder.to_owned(), problem });
     let mut entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -33,7 +34,9 @@ pub(super) fn check_empty(folder: &Path) -> Result<(), RestoreError> {
     }
     match entries.next() {
         None => Ok(()),
-        Some(_) => refuse("it is not empty; move its content away, or restore into another directory".into()),
+        Some(_) => refuse(
+            "it is not empty; move its content away, or restore into another directory".into(),
+        ),
     }
 }
 
@@ -62,7 +65,8 @@ pub(super) fn place_tablespaces(
     }
     let place = |tablespace: &Tablespace| {
         let mapped = map.iter().find(|entry| entry.old == tablespace.location);
-        let path = mapped.map_or_else(|| PathBuf::from(&tablespace.location), |entry| entry.new.clone());
+        let path =
+            mapped.map_or_else(|| PathBuf::from(&tablespace.location), |entry| entry.new.clone());
         (tablespace.oid, path)
     };
     let places: Vec<_> = tablespaces.iter().map(place).collect();

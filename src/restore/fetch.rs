@@ -216,7 +216,8 @@ impl Fetch {
     fn write(&self, write: &Write, bytes: &[u8]) -> io::Result<()> {
         let file = &self.index.files[write.file as usize];
         let path = self.folder.join(&file.path);
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let handle = OpenOptions::new().write(true).open(&path).map_err(named)?;
         handle.write_all_at(bytes, write.file_offset).map_err(named)
     }

@@ -219,7 +219,7 @@ async fn candidate(
         )));
     }
     let resolved = match &request.target {
-        Target::Immediate => Ok((Target::Immediate, Some(info.stop_time))),
+        Target::Immediate => wal.resolve_immediate(catalog, info).await?,
         Target::End => match wal.hole() {
             Some((from, to)) => Err(format!(
                 "there is a hole in the WAL from {from} to {to}. To recover up to it, ask for --target-lsn {from}"
@@ -231,14 +231,15 @@ async fn candidate(
         Target::Xid(xid) => wal.resolve_xid(catalog, *xid, info.stop_lsn).await?,
         Target::Name(name) => wal.resolve_name(catalog, name, info.stop_lsn).await?,
     };
-    let until = match &resolved {
-        Ok((Target::Immediate, _)) => info.stop_lsn,
+    // PostgreSQL notices that it is consistent with the record after the backup's last one.
+    let needed = match &resolved {
+        Ok((Target::Immediate, _)) => info.stop_lsn.advance(1),
         _ => end,
     };
     Ok(resolved.map(|(recovery_target, reaches)| Found {
-        wal_bytes: until.bytes_since(info.start_lsn),
-        path: wal.parts_until(until),
-        pieces: wal.pieces_until(until),
+        wal_bytes: needed.bytes_since(info.start_lsn),
+        path: wal.parts_until(end),
+        pieces: wal.pieces_until(needed),
         recovery_target,
         reaches,
     }))
@@ -253,10 +254,13 @@ fn suits(info: &BackupInfo, history: &TimelineHistory, target: &Target) -> Resul
         ));
     }
     match target {
-        Target::Time(time) if *time < info.stop_time => {
-            Err(format!("it ended later, at {}", info.stop_time.format("%Y-%m-%d %H:%M:%S%.3f UTC")))
+        Target::Time(time) if *time < info.stop_time => Err(format!(
+            "it ended later, at {}",
+            info.stop_time.format("%Y-%m-%d %H:%M:%S%.3f UTC")
+        )),
+        Target::Lsn(lsn) if *lsn < info.stop_lsn => {
+            Err(format!("it ended later, at {}", info.stop_lsn))
         }
-        Target::Lsn(lsn) if *lsn < info.stop_lsn => Err(format!("it ended later, at {}", info.stop_lsn)),
         _ => Ok(()),
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
 
+use super::RestoreError;
 use super::directory::{
     TablespaceMap, check_empty, free_bytes, give, link_tablespaces, make_private, owner_for,
     place_tablespaces, sync_file_system,
@@ -16,7 +17,6 @@ use super::fetch::Fetch;
 use super::plan::{PLAN_FILE, Plan};
 use super::settings::{recovery_settings, shell_word, write_recovery};
 use super::target::TargetAction;
-use super::RestoreError;
 use crate::backup::Progress;
 use crate::repo::{BackupInfo, ContentKey, FileIndex, PieceName, files_idx_key};
 use crate::store::{Catalog, Damage, ReadError, Regions, read_piece};
@@ -107,8 +107,9 @@ pub async fn restore(
     write_recovery(&options.pgdata, &settings(plan, options))?;
     let plan_bytes = serde_json::to_vec_pretty(plan).map_err(io::Error::from)?;
     fs::write(options.pgdata.join(PLAN_FILE), plan_bytes)?;
-    let folders: Vec<PathBuf> =
-        std::iter::once(options.pgdata.clone()).chain(places.iter().map(|(_, p)| p.clone())).collect();
+    let folders: Vec<PathBuf> = std::iter::once(options.pgdata.clone())
+        .chain(places.iter().map(|(_, p)| p.clone()))
+        .collect();
     let (pgdata, all) = (options.pgdata.clone(), folders.clone());
     blocking(move || {
         if let Some(owner) = owner {
@@ -127,11 +128,7 @@ pub async fn restore(
         sync_file_system(&pgdata)
     })
     .await?;
-    Ok(Restored {
-        bytes: info.size,
-        elapsed: began.elapsed(),
-        damage: catalog.regions.damage(),
-    })
+    Ok(Restored { bytes: info.size, elapsed: began.elapsed(), damage: catalog.regions.damage() })
 }
 
 /// Reads and verifies every piece of WAL that recovery will ask for: damage is found now, not after
@@ -186,15 +183,14 @@ async fn read_index(
             Ok(bytes)
         })
         .await?;
-    Ok(tokio::task::spawn_blocking(move || FileIndex::decode(bytes)).await.map_err(io::Error::other)??)
+    Ok(tokio::task::spawn_blocking(move || FileIndex::decode(bytes))
+        .await
+        .map_err(io::Error::other)??)
 }
 
 fn settings(plan: &Plan, options: &RestoreOptions) -> String {
     let word = |path: &Path| shell_word(&path.to_string_lossy());
-    let command = format!(
-        "{} --config {} wal-fetch %f %p",
-        word(&options.program),
-        word(&options.config)
-    );
+    let command =
+        format!("{} --config {} wal-fetch %f %p", word(&options.program), word(&options.config));
     recovery_settings(plan, options.action, &command, options.keep_archive_mode)
 }

@@ -123,7 +123,12 @@ mod tests {
 
     #[test]
     fn one_target_is_set_and_all_others_are_emptied() {
-        let text = recovery_settings(&plan(Target::Name("it's".into())), TargetAction::Pause, "cmd %f", false);
+        let text = recovery_settings(
+            &plan(Target::Name("it's".into())),
+            TargetAction::Pause,
+            "cmd %f",
+            false,
+        );
         assert!(text.contains("recovery_target_name = 'it''s'\n"), "{text}");
         assert!(text.contains("recovery_target_lsn = ''\n"));
         assert!(text.contains("recovery_target_timeline = '3'\n"));

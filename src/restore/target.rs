@@ -80,10 +80,9 @@ impl fmt::Display for Target {
 /// A text that is no moment, or one whose offset is missing: nobody may guess it.
 pub fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     let text = text.trim();
-    let spaced = text.strip_suffix("UTC").map_or_else(
-        || text.to_owned(),
-        |before| format!("{}+00:00", before.trim_end()),
-    );
+    let spaced = text
+        .strip_suffix("UTC")
+        .map_or_else(|| text.to_owned(), |before| format!("{}+00:00", before.trim_end()));
     for format in ["%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f%#z"] {
         for candidate in [spaced.clone(), spaced.replacen(" +", "+", 1).replacen(" -", "-", 1)] {
             if let Ok(time) = DateTime::parse_from_str(&candidate, format) {
@@ -149,7 +148,9 @@ mod tests {
     fn a_moment_without_its_zone_is_refused_and_says_so() {
         let error = parse_time("2026-11-23 14:05:00").unwrap_err();
         assert!(error.contains("time zone"), "{error}");
-        for text in ["13am", "2026-11-23", "yesterday", "2026-13-01 00:00:00Z", "2026-11-23 25:00:00Z", ""] {
+        for text in
+            ["13am", "2026-11-23", "yesterday", "2026-13-01 00:00:00Z", "2026-11-23 25:00:00Z", ""]
+        {
             let error = parse_time(text).unwrap_err();
             assert!(error.contains("is not a moment"), "{error}");
         }

@@ -199,7 +199,10 @@ impl Source {
                 let key = key.clone();
                 async move {
                     let histories = list_histories(&region, &key).await?;
-                    Ok(histories.into_iter().map(|(history, _)| history).find(|h| h.timeline == timeline))
+                    Ok(histories
+                        .into_iter()
+                        .map(|(history, _)| history)
+                        .find(|h| h.timeline == timeline))
                 }
             })
             .await?;

@@ -174,6 +174,18 @@ impl WalPath {
         whole.map(|alive| alive.server_time).max()
     }
 
+    /// The end of the backup is noticed with the next record: without one it is the end of the WAL.
+    pub(super) async fn resolve_immediate(
+        &self,
+        catalog: &Catalog,
+        info: &BackupInfo,
+    ) -> Result<Resolved, ReadError> {
+        let last = self.search_back(catalog, |meta| meta.wal.last_record).await?;
+        let follows = last.is_some_and(|last| last >= info.stop_lsn);
+        let target = if follows { Target::Immediate } else { Target::End };
+        Ok(Ok((target, Some(info.stop_time))))
+    }
+
     /// An LSN is reached by the first record that begins there or later: there must be one.
     pub(super) async fn resolve_lsn(
         &self,
@@ -202,8 +214,7 @@ impl WalPath {
             .search_back(catalog, |meta| {
                 let hit = meta.wal.max_time.is_some_and(later);
                 // Times in WAL go back a little, never by hours.
-                let long_before =
-                    meta.wal.max_time.is_some_and(|max| time - max > TIME_DISORDER);
+                let long_before = meta.wal.max_time.is_some_and(|max| time - max > TIME_DISORDER);
                 let far_before = meta.end <= info.stop_lsn || long_before;
                 if hit || far_before { Some(hit) } else { None }
             })
@@ -238,7 +249,9 @@ impl WalPath {
                 if !(min..=max).contains(&xid) {
                     continue;
                 }
-                let Some(event) = self.find_xid(catalog, &chunk[index], xid).await? else { continue };
+                let Some(event) = self.find_xid(catalog, &chunk[index], xid).await? else {
+                    continue;
+                };
                 return Ok(match (event.lsn >= after, event.kind) {
                     (true, EventKind::Commit { time, .. } | EventKind::Abort { time, .. }) => {
                         Ok((Target::Xid(xid), Some(time)))
@@ -282,7 +295,8 @@ impl WalPath {
             let skip = scanner.position().bytes_since(start) as usize;
             let mut ignored = ScanSummary::default();
             let mut look = |event: &Event| {
-                if let EventKind::Commit { xid: x, .. } | EventKind::Abort { xid: x, .. } = event.kind
+                if let EventKind::Commit { xid: x, .. } | EventKind::Abort { xid: x, .. } =
+                    event.kind
                     && x == xid
                 {
                     found = Some(event.clone());
@@ -305,7 +319,9 @@ impl WalPath {
         let metadata = Self::metadata(catalog, &self.pieces()).await?;
         let events = metadata.iter().flat_map(|meta| &meta.wal.events);
         let mut points = events.filter_map(|event| match &event.kind {
-            EventKind::RestorePoint { name: other, time } if other == name => Some((event.lsn, *time)),
+            EventKind::RestorePoint { name: other, time } if other == name => {
+                Some((event.lsn, *time))
+            }
             _ => None,
         });
         let first = points.next();
@@ -317,7 +333,9 @@ impl WalPath {
             }
             Some((lsn, time)) => {
                 if others > 0 {
-                    tracing::warn!("{others} more restore points have that name; PostgreSQL stops at the first, {lsn}");
+                    tracing::warn!(
+                        "{others} more restore points have that name; PostgreSQL stops at the first, {lsn}"
+                    );
                 }
                 Ok((Target::Name(name.to_owned()), Some(time)))
             }

@@ -44,7 +44,9 @@ impl Service {
         let listener = match TcpListener::bind(&listen).await {
             Ok(listener) => listener,
             Err(error) => {
-                tracing::warn!("no status service: cannot listen on {listen}: {error} (http.listen)");
+                tracing::warn!(
+                    "no status service: cannot listen on {listen}: {error} (http.listen)"
+                );
                 return;
             }
         };

@@ -5,6 +5,6 @@ mod report;
 
 pub use http::{Service, ask};
 pub use report::{
-    BackupStatus, ClusterStatus, GapStatus, Objectives, ObjectiveStatus, RegionStatus, StatusReport,
-    status_from_regions, status_from_sidecar,
+    BackupStatus, ClusterStatus, GapStatus, ObjectiveStatus, Objectives, RegionStatus,
+    StatusReport, status_from_regions, status_from_sidecar,
 };

@@ -66,7 +66,8 @@ pub async fn list_lineages(cluster: &Regions) -> Result<Vec<Lineage>, ReadError>
             let lineage: Lineage = parse(region, LINEAGE_FILE, &bytes)?;
             check_format(region, LINEAGE_FILE, lineage.format)?;
             if lineage.system_identifier != *folder {
-                let message = format!("it lies in {folder} and names {}", lineage.system_identifier);
+                let message =
+                    format!("it lies in {folder} and names {}", lineage.system_identifier);
                 return Err(region.damaged(LINEAGE_FILE, message));
             }
             lineages.push(lineage);

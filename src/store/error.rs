@@ -34,7 +34,11 @@ pub struct StoreError {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "region {}: cannot {} {}: {}", self.region, self.operation, self.key, self.message)
+        write!(
+            f,
+            "region {}: cannot {} {}: {}",
+            self.region, self.operation, self.key, self.message
+        )
     }
 }
 

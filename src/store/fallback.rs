@@ -98,7 +98,12 @@ impl Regions {
         };
         let mut all = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
         if all.insert(damage) {
-            tracing::error!(region = error.region, object = error.key, "damaged object: {}", error.message);
+            tracing::error!(
+                region = error.region,
+                object = error.key,
+                "damaged object: {}",
+                error.message
+            );
         }
     }
 

@@ -97,7 +97,9 @@ pub fn open_region(spec: &RegionSpec) -> Result<Region, StoreError> {
             (Backend::cloud(Arc::new(builder.build().map_err(built)?)), path()?)
         }
         other => {
-            return Err(fail(format!("unknown kind of store {other}://; file, s3, gs and az exist")));
+            return Err(fail(format!(
+                "unknown kind of store {other}://; file, s3, gs and az exist"
+            )));
         }
     };
     Ok(Region::new(spec.name.clone(), spec.url.clone(), backend, root))
@@ -134,9 +136,11 @@ fn client_options(spec: &RegionSpec) -> ClientOptions {
     let plain_http = ["endpoint", "aws_endpoint", "azure_storage_endpoint", "base_url"]
         .iter()
         .filter_map(|key| spec.options.get(*key).cloned())
-        .chain(["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT"]
-            .iter()
-            .filter_map(|name| std::env::var(name).ok()))
+        .chain(
+            ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT"]
+                .iter()
+                .filter_map(|name| std::env::var(name).ok()),
+        )
         .any(|endpoint| endpoint.starts_with("http://"));
     ClientOptions::new()
         .with_timeout_disabled()

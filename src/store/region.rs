@@ -111,7 +111,9 @@ impl Region {
     }
 
     pub(super) fn path(&self, key: &str) -> Path {
-        key.split('/').filter(|part| !part.is_empty()).fold(self.root.clone(), |p, part| p.join(part))
+        key.split('/')
+            .filter(|part| !part.is_empty())
+            .fold(self.root.clone(), |p, part| p.join(part))
     }
 
     pub(super) fn error(
@@ -243,7 +245,8 @@ impl Region {
     async fn check_folder(&self, operation: &'static str, key: &str) -> Result<(), StoreError> {
         match &self.backend {
             Backend::Folder { folder, .. } if tokio::fs::metadata(folder).await.is_err() => {
-                let message = format!("the folder {} is gone; is its disk mounted?", folder.display());
+                let message =
+                    format!("the folder {} is gone; is its disk mounted?", folder.display());
                 Err(self.error(operation, key, FailureKind::Transient, message))
             }
             _ => Ok(()),
@@ -290,9 +293,8 @@ impl Region {
         let path = self.path(key);
         self.retry(|| {
             let options = GetOptions { range: range.clone(), ..GetOptions::default() };
-            let request = async {
-                self.backend.store().get_opts(&path, options).await?.bytes().await
-            };
+            let request =
+                async { self.backend.store().get_opts(&path, options).await?.bytes().await };
             self.once("read", key, expected, request)
         })
         .await
@@ -331,9 +333,8 @@ impl Region {
     /// When the store fails, also after retries.
     pub async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
         let path = self.path(key);
-        let outcome = self
-            .retry(|| self.once("look up", key, 0, self.backend.store().head(&path)))
-            .await;
+        let outcome =
+            self.retry(|| self.once("look up", key, 0, self.backend.store().head(&path))).await;
         match outcome {
             Ok(meta) => Ok(Some(meta.size)),
             Err(error) if error.kind == FailureKind::NotFound => Ok(None),
@@ -400,9 +401,8 @@ impl Region {
     /// When the store fails, also after retries.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let path = self.path(key);
-        let outcome = self
-            .retry(|| self.once("delete", key, 0, self.backend.store().delete(&path)))
-            .await;
+        let outcome =
+            self.retry(|| self.once("delete", key, 0, self.backend.store().delete(&path))).await;
         match outcome {
             Err(error) if error.kind != FailureKind::NotFound => Err(error),
             _ => Ok(()),

@@ -17,7 +17,10 @@ enum Target {
     /// Nothing was sent yet.
     None,
     Folder(Box<dyn MultipartUpload>),
-    Cloud { id: String, parts: Vec<PartId> },
+    Cloud {
+        id: String,
+        parts: Vec<PartId>,
+    },
 }
 
 /// An upload under way.
@@ -78,7 +81,12 @@ impl Upload {
                 let done = region
                     .retry(|| {
                         let payload = PutPayload::from(part.clone());
-                        region.once("write", &key, length, parts.put_part(&path, id, number, payload))
+                        region.once(
+                            "write",
+                            &key,
+                            length,
+                            parts.put_part(&path, id, number, payload),
+                        )
                     })
                     .await?;
                 sent.push(done);

@@ -4,8 +4,8 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::{FailureKind, Region, StoreError};
 use crate::repo::{
-    Container, ContentHash, ContentKey, Coverage, GAP_FOLDER, PieceMeta, PieceName, TIMELINE_FOLDER,
-    TRAILER_GUESS, Trailer, TrailerRead, WAL_FOLDER, log_folder, parse_gap_key,
+    Container, ContentHash, ContentKey, Coverage, GAP_FOLDER, PieceMeta, PieceName,
+    TIMELINE_FOLDER, TRAILER_GUESS, Trailer, TrailerRead, WAL_FOLDER, log_folder, parse_gap_key,
     parse_history_name, timeline_folder,
 };
 use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
@@ -167,7 +167,9 @@ pub async fn list_histories(
         let Some((timeline, hash)) = parse_history_name(object.file_name()) else { continue };
         let bytes = region.get(&object.key).await?;
         if key.hash(&bytes).short() != hash {
-            return Err(region.damaged(&object.key, "its content does not have the hash in its name"));
+            return Err(
+                region.damaged(&object.key, "its content does not have the hash in its name")
+            );
         }
         let history = TimelineHistory::parse(timeline, &bytes)
             .map_err(|error| region.damaged(&object.key, error.to_string()))?;
@@ -263,7 +265,9 @@ pub async fn piece_metadata(region: &Region, piece: &PieceName) -> Result<PieceM
                     .map_err(|error| region.damaged(&key, format!("its metadata: {error}")));
             }
             Ok(TrailerRead::NeedLast(more)) if more > last => last = more,
-            Ok(TrailerRead::NeedLast(_)) => return Err(region.damaged(&key, "its trailer is cut off")),
+            Ok(TrailerRead::NeedLast(_)) => {
+                return Err(region.damaged(&key, "its trailer is cut off"));
+            }
             Err(error) => return Err(region.damaged(&key, error.to_string())),
         }
     }

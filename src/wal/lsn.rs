@@ -101,7 +101,9 @@ mod tests {
 
     #[test]
     fn texts_that_are_no_lsn_are_refused() {
-        for text in ["", "/", "1", "1/", "/1", "1/1/1", "+1/0", "1/-1", "0/123456789", "g/0", " 1/0"] {
+        for text in
+            ["", "/", "1", "1/", "/1", "1/1/1", "+1/0", "1/-1", "0/123456789", "g/0", " 1/0"]
+        {
             assert!(text.parse::<Lsn>().is_err(), "{text:?} was taken for an LSN");
         }
     }

@@ -76,7 +76,9 @@ pub struct PageHeader {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PageError {
     /// The magic number is another one.
-    #[error("WAL page {lsn} has the magic number {found:04X}, PostgreSQL {major} writes {expected:04X}")]
+    #[error(
+        "WAL page {lsn} has the magic number {found:04X}, PostgreSQL {major} writes {expected:04X}"
+    )]
     Magic {
         /// The page.
         lsn: Lsn,

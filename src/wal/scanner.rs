@@ -303,7 +303,14 @@ impl Scanner {
 
 impl Partial {
     fn begin(start: Lsn) -> Partial {
-        Partial { start, total: u64::MAX, seen: 0, crc: 0, wanted: false, head: Vec::with_capacity(256) }
+        Partial {
+            start,
+            total: u64::MAX,
+            seen: 0,
+            crc: 0,
+            wanted: false,
+            head: Vec::with_capacity(256),
+        }
     }
 
     /// Takes what belongs to the record; never more.

@@ -216,7 +216,12 @@ mod tests {
         assert_eq!(SegmentSize::from_setting("16MB"), Ok(size(16)));
         assert_eq!(SegmentSize::from_setting("1GB"), Ok(size(1024)));
         assert!(SegmentSize::from_setting("sixteen").is_err());
-        for name in ["", "000000010000000000000001.partial", "00000001000000000000000g", "000000000000000000000001"] {
+        for name in [
+            "",
+            "000000010000000000000001.partial",
+            "00000001000000000000000g",
+            "000000000000000000000001",
+        ] {
             assert!(name.parse::<SegmentName>().is_err());
         }
     }

@@ -115,7 +115,11 @@ impl TimelineHistory {
                     return Err(error(index + 1, "switch points must not go back".to_owned()));
                 }
             }
-            ancestors.push(HistoryEntry { timeline: ancestor, end, reason: reason.trim().to_owned() });
+            ancestors.push(HistoryEntry {
+                timeline: ancestor,
+                end,
+                reason: reason.trim().to_owned(),
+            });
         }
         match ancestors.last() {
             Some(last) if last.timeline >= timeline => Err(error(

@@ -41,10 +41,18 @@ fn errors_have_the_exit_codes_of_the_contract() {
     assert!(output.stderr.contains("mars"), "{}", output.stderr);
     fs::remove_dir(keeper.region("eu")).unwrap();
     let output = keeper.run(&["backup"]).expect(3);
-    assert!(output.stderr.contains("does not exist") && output.stderr.contains("mounted"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("does not exist") && output.stderr.contains("mounted"),
+        "{}",
+        output.stderr
+    );
     keeper.edit_config("flush_interval", "flush_intervall");
     let output = keeper.run(&["run"]).expect(3);
-    assert!(output.stderr.contains("flush_intervall") && output.stderr.contains("pgkeep.toml"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("flush_intervall") && output.stderr.contains("pgkeep.toml"),
+        "{}",
+        output.stderr
+    );
 }
 
 // CASES 16: a clone's or another cluster's WAL in production's prefix.
@@ -61,7 +69,11 @@ fn another_cluster_is_refused_by_name() {
     keeper.edit_config(&server.conninfo(), &stranger.conninfo());
     let output = keeper.run(&["run"]).expect(6);
     let known = server.sql("SELECT system_identifier FROM pg_control_system()");
-    assert!(output.stderr.contains(&known) && output.stderr.contains("--new-lineage"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains(&known) && output.stderr.contains("--new-lineage"),
+        "{}",
+        output.stderr
+    );
     keeper.start_with(&["--new-lineage"]);
     keeper.wait_archived(&stranger, &["eu"]);
     keeper.stop();

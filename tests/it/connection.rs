@@ -19,12 +19,26 @@ fn openssl(folder: &Folder, arguments: &str) {
 
 fn certificates(folder: &Folder) -> Certificates {
     for (name, subject) in [("root", "/CN=test-root"), ("other", "/CN=other-root")] {
-        openssl(folder, &format!("req -new -x509 -nodes -days 30 -newkey rsa:2048 -subj {subject} -keyout {name}.key -out {name}.crt"));
+        openssl(
+            folder,
+            &format!(
+                "req -new -x509 -nodes -days 30 -newkey rsa:2048 -subj {subject} -keyout {name}.key -out {name}.crt"
+            ),
+        );
     }
     folder.write("names.ext", "subjectAltName=DNS:localhost\n");
-    openssl(folder, "req -new -nodes -newkey rsa:2048 -subj /CN=localhost -keyout server.key -out server.csr");
-    openssl(folder, "x509 -req -days 30 -in server.csr -CA root.crt -CAkey root.key -CAcreateserial -extfile names.ext -out server.crt");
-    Certificates { root: folder.path().join("root.crt"), other_root: folder.path().join("other.crt") }
+    openssl(
+        folder,
+        "req -new -nodes -newkey rsa:2048 -subj /CN=localhost -keyout server.key -out server.csr",
+    );
+    openssl(
+        folder,
+        "x509 -req -days 30 -in server.csr -CA root.crt -CAkey root.key -CAcreateserial -extfile names.ext -out server.crt",
+    );
+    Certificates {
+        root: folder.path().join("root.crt"),
+        other_root: folder.path().join("other.crt"),
+    }
 }
 
 /// A server that lets in only over TLS with SCRAM, and the tests' own connections by its socket.
@@ -51,7 +65,9 @@ fn strict_server(folder: &Folder, major: u32) -> Server {
     let server = Server::new(folder, major, &options);
     server.sql("CREATE ROLE pgkeep LOGIN REPLICATION PASSWORD 'right'; GRANT pg_monitor TO pgkeep");
     server.sql("CREATE ROLE plain LOGIN PASSWORD 'right'");
-    server.sql("SET password_encryption = 'md5'; CREATE ROLE md5er LOGIN REPLICATION PASSWORD 'right'");
+    server.sql(
+        "SET password_encryption = 'md5'; CREATE ROLE md5er LOGIN REPLICATION PASSWORD 'right'",
+    );
     server
 }
 
@@ -82,17 +98,37 @@ fn tls_and_scram_are_as_strict_as_asked_for() {
         base.replace("pgkeep", "md5er"),
     ] {
         let output = check(good.clone(), "right");
-        assert!(output.stdout.contains("ok       replication connection"), "{good}\n{}", output.stdout);
+        assert!(
+            output.stdout.contains("ok       replication connection"),
+            "{good}\n{}",
+            output.stdout
+        );
         assert!(output.stdout.contains("ok       SQL connection"), "{good}\n{}", output.stdout);
     }
     let strict = format!("{base} sslmode=verify-full sslrootcert={root}");
     for (bad, password, words) in [
         (strict.clone(), "wr0ng-w0rd", ["password authentication failed", "~/.pgpass"]),
-        (format!("{base} sslmode=verify-full sslrootcert={other}"), "right", ["UnknownIssuer", "sslrootcert must name"]),
-        (strict.replace("host=localhost", "host=127.0.0.1"), "right", ["not valid for", "one of the names"]),
+        (
+            format!("{base} sslmode=verify-full sslrootcert={other}"),
+            "right",
+            ["UnknownIssuer", "sslrootcert must name"],
+        ),
+        (
+            strict.replace("host=localhost", "host=127.0.0.1"),
+            "right",
+            ["not valid for", "one of the names"],
+        ),
         (format!("{base} sslmode=disable"), "right", ["no pg_hba.conf entry", "host replication"]),
-        (strict.replace("user=pgkeep", "user=plain"), "right", ["WAL sender", "ALTER ROLE pgkeep REPLICATION"]),
-        (strict.replace("user=pgkeep", "user=md5er") + " channel_binding=require", "right", ["channel_binding=require", "did not authenticate"]),
+        (
+            strict.replace("user=pgkeep", "user=plain"),
+            "right",
+            ["WAL sender", "ALTER ROLE pgkeep REPLICATION"],
+        ),
+        (
+            strict.replace("user=pgkeep", "user=md5er") + " channel_binding=require",
+            "right",
+            ["channel_binding=require", "did not authenticate"],
+        ),
         (strict.clone() + " require_auth=md5", "right", ["scram-sha-256", "require_auth"]),
     ] {
         let output = check(bad.clone(), password).expect(1);

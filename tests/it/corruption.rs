@@ -37,7 +37,8 @@ fn round(find: impl Fn(&Path) -> bool) {
     }
     // Without a second region: integrity, and nothing that could start.
     let alone = folder.path().join("alone");
-    let output = keeper.run(&["restore", "--pgdata", alone.to_str().unwrap(), "--region", "eu"]).expect(5);
+    let output =
+        keeper.run(&["restore", "--pgdata", alone.to_str().unwrap(), "--region", "eu"]).expect(5);
     let named = |text: &str| {
         damaged.iter().any(|file| text.contains(&*file.file_name().unwrap().to_string_lossy()))
     };

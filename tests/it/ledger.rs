@@ -37,7 +37,8 @@ impl Client {
                 if connection.batch_execute(&insert).is_err() {
                     break;
                 }
-                let Ok(row) = connection.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]) else {
+                let Ok(row) = connection.query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
+                else {
                     break;
                 };
                 let lsn: String = row.get(0);
@@ -68,7 +69,9 @@ fn no_acknowledged_row_before_a_regions_frontier_is_lost() {
         let clients: Vec<Client> =
             (0..2).map(|n| Client::start(&server, &stop, n, sent[n as usize])).collect();
         let enough = random.random_range(20..300);
-        wait_until("rows", || clients.iter().all(|client| client.noted.load(Ordering::Relaxed) > enough));
+        wait_until("rows", || {
+            clients.iter().all(|client| client.noted.load(Ordering::Relaxed) > enough)
+        });
         let kill_server = round % 2 == 0;
         if kill_server {
             server.kill9();
@@ -110,11 +113,8 @@ fn check(
     let name = format!("round-{round}");
     let mut copy = keeper.restore_and_start(folder, 17, &name, &["--region", region]);
     copy.wait_until_writable();
-    let present: std::collections::BTreeSet<u64> = copy
-        .sql("SELECT id FROM ledger")
-        .lines()
-        .map(|line| line.parse().unwrap())
-        .collect();
+    let present: std::collections::BTreeSet<u64> =
+        copy.sql("SELECT id FROM ledger").lines().map(|line| line.parse().unwrap()).collect();
     let missing: Vec<&Entry> =
         all.iter().filter(|(id, lsn)| *lsn <= frontier && !present.contains(id)).collect();
     assert!(

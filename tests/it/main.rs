@@ -11,7 +11,7 @@ mod connection;
 mod corruption;
 mod ledger;
 mod main_path;
-// mod regions;
+mod regions;
 mod segments;
 mod shapes;
 mod targets;

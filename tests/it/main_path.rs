@@ -3,17 +3,22 @@
 use crate::support::{Folder, Keeper, Server, ServerOptions, files_below, program, user_command};
 
 /// What proves that two clusters hold the same.
-const CONTENT: &str = "SELECT count(*) || ' ' || coalesce(md5(string_agg(t::text, ',' ORDER BY id)), '') FROM t";
+const CONTENT: &str =
+    "SELECT count(*) || ' ' || coalesce(md5(string_agg(t::text, ',' ORDER BY id)), '') FROM t";
 
 fn round(major: u32) {
     let folder = Folder::new();
     let mut server = Server::new(&folder, major, &ServerOptions::default());
     server.sql("CREATE TABLE t (id serial PRIMARY KEY, text text); CREATE INDEX ON t (text)");
-    server.sql("INSERT INTO t (text) SELECT repeat(md5(n::text), 5) FROM generate_series(1, 20000) n");
+    server.sql(
+        "INSERT INTO t (text) SELECT repeat(md5(n::text), 5) FROM generate_series(1, 20000) n",
+    );
     let mut keeper = Keeper::new(&folder, &server, &["eu", "us"]);
     keeper.start();
     let label = keeper.backup();
-    server.sql("INSERT INTO t (text) SELECT 'after the backup ' || n FROM generate_series(1, 5000) n");
+    server.sql(
+        "INSERT INTO t (text) SELECT 'after the backup ' || n FROM generate_series(1, 5000) n",
+    );
     server.sql("UPDATE t SET text = 'changed' WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0");
     let expected = server.sql(CONTENT);
     keeper.wait_archived(&server, &["eu", "us"]);
@@ -78,9 +83,8 @@ fn zstd_alone_turns_the_pieces_of_a_segment_into_the_segment() {
     keeper.wait_archived(&server, &["eu"]);
     keeper.stop();
 
-    let of_segment = |path: &std::path::Path| {
-        path.file_name().unwrap().to_string_lossy().starts_with(&segment)
-    };
+    let of_segment =
+        |path: &std::path::Path| path.file_name().unwrap().to_string_lossy().starts_with(&segment);
     let pieces = files_below(&keeper.region("eu"), &of_segment);
     assert_eq!(pieces.len(), 1, "small pieces stay once the whole one is there: {pieces:?}");
     let mut zstd = user_command(program("bin/zstd"));

@@ -12,7 +12,7 @@ fn an_s3_region_that_restarts_in_the_middle_catches_up() {
     let regions = format!(
         "[[region]]\nname = \"eu\"\nurl = \"file://{}\"\n{}",
         local.display(),
-        s3.region("us", "archive/prod")
+        s3.region("us", "prod")
     );
     let mut keeper = Keeper::with(&folder, &server.conninfo(), &regions);
     keeper.run(&["check"]).expect(0);
@@ -54,7 +54,7 @@ fn a_region_that_missed_more_than_memory_holds_is_filled_from_the_other() {
     let regions = format!(
         "[[region]]\nname = \"eu\"\nurl = \"file://{}\"\n{}",
         local.display(),
-        s3.region("us", "archive")
+        s3.region("us", "small")
     );
     let mut keeper = Keeper::with(&folder, &server.conninfo(), &regions);
     keeper.edit_config("[wal]", "[wal]\nmemory_limit = \"64MiB\"");
@@ -69,7 +69,11 @@ fn a_region_that_missed_more_than_memory_holds_is_filled_from_the_other() {
     keeper.wait_archived(&server, &["eu"]);
     s3.restart();
     keeper.wait_archived(&server, &["eu", "us"]);
-    assert!(keeper.log().contains("copying WAL from other regions"), "nothing had to be copied:\n{}", keeper.log());
+    assert!(
+        keeper.log().contains("copying WAL from other regions"),
+        "nothing had to be copied:\n{}",
+        keeper.log()
+    );
     keeper.stop();
     server.stop();
     let mut copy = keeper.restore_and_start(&folder, 17, "copy", &["--region", "us"]);
@@ -90,7 +94,9 @@ fn a_region_that_lost_everything_is_not_filled_in_silence() {
     keeper.start();
     server.sql("INSERT INTO t VALUES (1)");
     keeper.wait_archived(&server, &["eu"]);
-    let told = || keeper.status()["regions"][1]["last_error"].as_str().unwrap_or("").contains("--new-region");
+    let told = || {
+        keeper.status()["regions"][1]["last_error"].as_str().unwrap_or("").contains("--new-region")
+    };
     wait_until("the loss to be told", told);
     assert!(!keeper.region("us").join("orders").join("lineage.json").exists());
     keeper.stop();

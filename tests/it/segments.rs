@@ -25,7 +25,10 @@ fn round(mebibytes: u32) {
     }
     let mut copy = keeper.restore_and_start(&folder, 17, "copy", &["--region", "us"]);
     copy.wait_until_writable();
-    assert_eq!(copy.sql("SELECT count(*) || md5(string_agg(text, '' ORDER BY id)) FROM t"), expected);
+    assert_eq!(
+        copy.sql("SELECT count(*) || md5(string_agg(text, '' ORDER BY id)) FROM t"),
+        expected
+    );
     copy.check_integrity();
 }
 

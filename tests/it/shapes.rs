@@ -12,7 +12,9 @@ fn two_tablespaces_come_back_elsewhere() {
         server.sql(&format!("CREATE TABLESPACE one LOCATION '{}'", one.display()));
         server.sql(&format!("CREATE TABLESPACE two LOCATION '{}'", two.display()));
         server.sql("CREATE TABLE a (id int PRIMARY KEY, t text) TABLESPACE one");
-        server.sql("CREATE TABLE b (id int, t text) TABLESPACE two; CREATE INDEX ON b (id) TABLESPACE one");
+        server.sql(
+            "CREATE TABLE b (id int, t text) TABLESPACE two; CREATE INDEX ON b (id) TABLESPACE one",
+        );
         let fill = "SELECT n, repeat('t', 100) FROM generate_series(1, 20000) n";
         server.sql(&format!("INSERT INTO a {fill}; INSERT INTO b {fill}"));
         let mut keeper = Keeper::new(&folder, &server, &["eu"]);
@@ -23,10 +25,14 @@ fn two_tablespaces_come_back_elsewhere() {
         keeper.stop();
         server.stop();
         let (new_one, new_two) = (folder.path().join("new-one"), folder.path().join("new-two"));
-        let map = |old: &std::path::Path, new: &std::path::Path| format!("{}={}", old.display(), new.display());
+        let map = |old: &std::path::Path, new: &std::path::Path| {
+            format!("{}={}", old.display(), new.display())
+        };
         let (map_one, map_two) = (map(&one, &new_one), map(&two, &new_two));
         // Into the places of the original, which are in use, nothing is restored.
-        let refused = keeper.run(&["restore", "--pgdata", folder.path().join("x").to_str().unwrap()]).expect(1);
+        let refused = keeper
+            .run(&["restore", "--pgdata", folder.path().join("x").to_str().unwrap()])
+            .expect(1);
         assert!(refused.stderr.contains("not empty"), "{}", refused.stderr);
         assert!(!folder.path().join("x").exists());
         let arguments = ["--tablespace-map", &map_one, "--tablespace-map", &map_two];

@@ -22,7 +22,8 @@ fn mark(server: &Server, row: i64) -> Mark {
     let text = |client: &mut postgres::Client, sql: &str| -> String {
         client.query_one(sql, &[]).unwrap().get(0)
     };
-    let clock = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'";
+    let clock =
+        "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'";
     let before = text(&mut client, clock);
     let mut transaction = client.transaction().unwrap();
     let xid: String = transaction.query_one("SELECT txid_current()::text", &[]).unwrap().get(0);
@@ -47,10 +48,13 @@ fn round(major: u32) {
     let written = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = (0..2)
         .map(|_| {
-            let (stop, written, mut client) = (stop.clone(), written.clone(), server.connect().unwrap());
+            let (stop, written, mut client) =
+                (stop.clone(), written.clone(), server.connect().unwrap());
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    client.batch_execute("INSERT INTO noise (t) VALUES (repeat('n', 100))").unwrap();
+                    client
+                        .batch_execute("INSERT INTO noise (t) VALUES (repeat('n', 100))")
+                        .unwrap();
                     written.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -126,10 +130,19 @@ fn refuse(keeper: &Keeper, folder: &Folder, label: &str, last: &Mark) {
     assert!(refused(&["--target-xid", "4000000"]).contains("does not end it"));
     assert!(refused(&["--target-name", "nowhere"]).contains("there is none of that name"));
     assert!(refused(&["--target-timeline", "7"]).contains("history file of timeline 7 is missing"));
-    let zone = keeper.run(&["restore", "--pgdata", "x", "--target-time", "2026-01-01 00:00:00"]).expect(2);
+    let zone =
+        keeper.run(&["restore", "--pgdata", "x", "--target-time", "2026-01-01 00:00:00"]).expect(2);
     assert!(zone.stderr.contains("time zone"), "{}", zone.stderr);
     // After the last commit, but before the archiver's last word: that is the end.
-    let plan = keeper.run(&["restore", "--pgdata", data.to_str().unwrap(), "--target-lsn", &last.lsn_after, "--dry-run", "--json"]);
+    let plan = keeper.run(&[
+        "restore",
+        "--pgdata",
+        data.to_str().unwrap(),
+        "--target-lsn",
+        &last.lsn_after,
+        "--dry-run",
+        "--json",
+    ]);
     assert_eq!(plan.expect(0).json()["restored"], false);
 }
 
@@ -156,8 +169,16 @@ fn a_time_in_a_quiet_spell_after_the_last_commit_recovers_to_the_end() {
     keeper.wait_archived(&server, &["eu"]);
     // Stopping says the last word: its time lies after the commit.
     keeper.stop();
-    let output = keeper.run(&["restore", "--pgdata", folder.path().join("c").to_str().unwrap(),
-        "--target-time", &only.after, "--dry-run"]).expect(0);
+    let output = keeper
+        .run(&[
+            "restore",
+            "--pgdata",
+            folder.path().join("c").to_str().unwrap(),
+            "--target-time",
+            &only.after,
+            "--dry-run",
+        ])
+        .expect(0);
     assert!(output.stderr.contains("no transaction ended after it"), "{}", output.stderr);
     let mut copy = keeper.restore_and_start(&folder, 17, "copy", &["--target-time", &only.after]);
     copy.wait_until_writable();
@@ -179,7 +200,8 @@ fn two_timelines_are_told_apart() {
     keeper.stop();
     server.stop();
     // A recovery to the first mark begins timeline 2, which is then archived.
-    let mut second = keeper.restore_and_start(&folder, 17, "second", &["--target-lsn", &first.lsn_after]);
+    let mut second =
+        keeper.restore_and_start(&folder, 17, "second", &["--target-lsn", &first.lsn_after]);
     second.wait_until_writable();
     mark(&second, 3);
     keeper.edit_config(&server.conninfo(), &second.conninfo());
@@ -193,7 +215,8 @@ fn two_timelines_are_told_apart() {
         ("current", "current", vec![1, 2]),
         ("first", "1", vec![1, 2]),
     ] {
-        let mut copy = keeper.restore_and_start(&folder, 17, name, &["--target-timeline", timeline]);
+        let mut copy =
+            keeper.restore_and_start(&folder, 17, name, &["--target-timeline", timeline]);
         copy.wait_until_writable();
         assert_eq!(marks(&copy), expected.into_iter().collect(), "--target-timeline {timeline}");
         copy.check_integrity();

@@ -38,7 +38,11 @@ fn assert_stopped(server: &mut Server, what: &str) {
     server.launch();
     let log = server.wait_for_end();
     assert!(log.contains("FATAL"), "{what} on {}: {log}", server.major);
-    assert!(!log.contains("selected new timeline"), "{what} on {}: it promoted\n{log}", server.major);
+    assert!(
+        !log.contains("selected new timeline"),
+        "{what} on {}: it promoted\n{log}",
+        server.major
+    );
     assert!(!server.data.join("pg_wal/00000002.history").exists(), "{what}: it promoted");
 }
 
@@ -126,7 +130,9 @@ fn a_standby_waits_while_nothing_can_be_had_and_then_goes_on() {
         fs::write(&keeper.config, good).unwrap();
         wait_until("the standby to catch up", || {
             copy.connect().is_ok_and(|mut client| {
-                client.query_one("SELECT count(*) FROM t", &[]).is_ok_and(|row| row.get::<_, i64>(0) == 1000)
+                client
+                    .query_one("SELECT count(*) FROM t", &[])
+                    .is_ok_and(|row| row.get::<_, i64>(0) == 1000)
             })
         });
         assert_eq!(copy.sql("SELECT pg_is_in_recovery()"), "t");
@@ -147,7 +153,8 @@ fn recovery_ends_at_the_fork_when_the_new_timeline_has_no_wal_yet() {
         let fork = server.sql("SELECT pg_current_wal_insert_lsn()");
         server.sql("INSERT INTO t VALUES (2)");
         keeper.wait_archived(&server, &["eu"]);
-        let system_id: u64 = server.sql("SELECT system_identifier FROM pg_control_system()").parse().unwrap();
+        let system_id: u64 =
+            server.sql("SELECT system_identifier FROM pg_control_system()").parse().unwrap();
         keeper.stop();
         server.stop();
         // A promotion whose history file reached the archive, and nothing else yet.
@@ -156,7 +163,11 @@ fn recovery_ends_at_the_fork_when_the_new_timeline_has_no_wal_yet() {
         let key = history_key(pgkeep::wal::TimelineId(2), hash);
         let mut write = user_command("/bin/sh");
         let place = keeper.region("eu").join("orders").join(system_id.to_string()).join(key);
-        write.arg("-c").arg(format!("mkdir -p '{}' && cat > '{}'", place.parent().unwrap().display(), place.display()));
+        write.arg("-c").arg(format!(
+            "mkdir -p '{}' && cat > '{}'",
+            place.parent().unwrap().display(),
+            place.display()
+        ));
         write.stdin(std::process::Stdio::piped());
         let mut child = write.spawn().unwrap();
         std::io::Write::write_all(child.stdin.as_mut().unwrap(), history.as_bytes()).unwrap();

@@ -163,7 +163,13 @@ impl Keeper {
     }
 
     /// Restores into a folder and starts PostgreSQL on it.
-    pub fn restore_and_start(&self, folder: &Folder, major: u32, name: &str, arguments: &[&str]) -> Server {
+    pub fn restore_and_start(
+        &self,
+        folder: &Folder,
+        major: u32,
+        name: &str,
+        arguments: &[&str],
+    ) -> Server {
         let data = folder.path().join(name);
         let mut all = vec!["restore", "--pgdata", data.to_str().unwrap()];
         all.extend(arguments);

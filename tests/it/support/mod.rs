@@ -2,12 +2,12 @@
 
 mod keeper;
 mod process;
-// mod s3;
+mod s3;
 mod server;
 
-pub use keeper::{Keeper, Output, files_below};
+pub use keeper::{Keeper, files_below};
 pub use process::{Folder, Spawned, cache, free_port, program, user_command, wait_until};
-// pub use s3::S3Server;
+pub use s3::S3Server;
 pub use server::{Server, ServerOptions};
 
 /// Rounds of a randomised test: from an environment variable, else the number for every change.

@@ -43,10 +43,14 @@ impl Server {
         if let Some(hba) = &options.hba {
             fs::write(data.join("pg_hba.conf"), hba).unwrap();
         }
-        let mut settings = format!("wal_level = replica\nmax_wal_senders = 10\n{}\n", options.settings);
+        let mut settings =
+            format!("wal_level = replica\nmax_wal_senders = 10\n{}\n", options.settings);
         if options.segment_mebibytes > 16 {
-            settings.push_str(&format!("min_wal_size = {0}MB\nmax_wal_size = {1}MB\n",
-                2 * options.segment_mebibytes, 8 * options.segment_mebibytes));
+            settings.push_str(&format!(
+                "min_wal_size = {0}MB\nmax_wal_size = {1}MB\n",
+                2 * options.segment_mebibytes,
+                8 * options.segment_mebibytes
+            ));
         }
         let mut server = Server::at(folder, major, &data);
         server.configure(&settings);
@@ -167,7 +171,11 @@ impl Server {
     pub fn check_integrity(&mut self) {
         // No pg_amcheck can look at 13, which has no verify_heapam.
         if self.major >= 14 {
-            let tool = if self.has("pg_amcheck") { self.bin("pg_amcheck") } else { program("pg/17/bin/pg_amcheck") };
+            let tool = if self.has("pg_amcheck") {
+                self.bin("pg_amcheck")
+            } else {
+                program("pg/17/bin/pg_amcheck")
+            };
             let mut amcheck = user_command(tool);
             amcheck.args(["--all", "--install-missing", "--heapallindexed", "-U", "postgres"]);
             amcheck.arg("-h").arg(&self.socket).arg("-p").arg(self.port.to_string());
