@@ -143,7 +143,10 @@ pub async fn take_backup(
     let deadline = tokio::time::Instant::now() + request.wal_timeout;
     let published = publish(&info, &lineage, stored, deadline).await;
     if let Some(archiver) = own_archiver {
-        archiver.stop().await?;
+        // What is published is published.
+        if let Err(error) = archiver.stop().await {
+            tracing::warn!("the archiver of this backup ended with: {error}");
+        }
     }
     finish(info, published, &lineage, began)
 }

@@ -123,6 +123,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
         exclusive: args.exclusive,
         timeline: args.target_timeline,
         backup: args.backup.clone(),
+        regions: args.region.clone(),
     };
     let plan = make_plan(&catalog, &request).await?;
     tell_plan(&plan);

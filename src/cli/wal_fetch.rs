@@ -111,9 +111,12 @@ async fn fetch(context: &Context, args: &Args) -> Result<Fetched, CliError> {
     let here = std::env::current_dir().map_err(|error| failed(&error))?;
     let plan = read_plan(&here).map_err(|error| failed(&error))?;
     let config = context.load()?;
-    let regions = open_readable(&config, &[])?.within(&config.cluster.name);
     let source = match plan {
-        Some(plan) => from_plan(&plan, &regions, args.standby)?,
+        Some(plan) => {
+            // Only what the restore was allowed to read: the others may hold another history.
+            let regions = open_readable(&config, &plan.regions)?;
+            from_plan(&plan, &regions.within(&config.cluster.name), args.standby)?
+        }
         None => {
             return Err(CliError::new(
                 Exit::Failed,

@@ -134,6 +134,12 @@ impl Sql {
                 tracing::debug!("SQL connection: {error}");
             }
         });
+        // It waits while a backup streams. (Servers before 14 do not know the first one.)
+        for setting in ["idle_session_timeout", "statement_timeout"] {
+            if let Err(error) = client.batch_execute(&format!("SET {setting} = 0")).await {
+                tracing::debug!("{setting}: {error}");
+            }
+        }
         Ok(Some(Sql { client, task }))
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +23,9 @@ use crate::store::{Region, Regions, StoreError};
 const REQUEST_SIZE: u64 = 8 << 20;
 /// Frames that nobody wants are read along up to this size rather than asking twice.
 const SKIP_SIZE: u64 = 256 << 10;
+
+/// What writing a file takes.
+const WRITABLE: u32 = 0o600;
 
 /// A run of bytes to write.
 #[derive(Clone, Copy, Debug)]
@@ -93,8 +96,20 @@ impl Fetch {
                     {
                         make_private(parent, 0o700)?;
                     }
-                    create(&path, file.mode)?.set_len(*size)?;
+                    create(&path, file.mode | WRITABLE)?.set_len(*size)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the files their modes that this program's own writing would not have allowed.
+    pub(super) fn set_modes(&self, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
+        let files = self.index.files.iter().filter(|file| wanted(&file.path));
+        for file in files.filter(|file| file.kind != FileKind::Directory) {
+            if file.mode & WRITABLE != WRITABLE {
+                let path = self.folder.join(&file.path);
+                fs::set_permissions(path, fs::Permissions::from_mode(file.mode))?;
             }
         }
         Ok(())

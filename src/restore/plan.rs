@@ -26,6 +26,8 @@ pub struct PlanRequest {
     pub timeline: TimelineChoice,
     /// The backup to begin with; the best one if not given.
     pub backup: Option<BackupLabel>,
+    /// The regions that the user chose, by name; empty for all.
+    pub regions: Vec<String>,
 }
 
 /// One timeline of the path.
@@ -56,6 +58,9 @@ pub struct Plan {
     pub backup: BackupLabel,
     /// The regions that have it.
     pub backup_regions: Vec<String>,
+    /// The regions that may be read, by name; all of them if none is named.
+    #[serde(default)]
+    pub regions: Vec<String>,
     /// Why this backup.
     pub reason: String,
     /// The timelines that recovery passes through, oldest first.
@@ -75,6 +80,9 @@ pub struct Plan {
     /// The last moment that recovery reaches, if the archive tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reaches: Option<DateTime<Utc>>,
+    /// Where the last record of the WAL begins, if the archive tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_record: Option<Lsn>,
     /// The pieces of WAL that recovery will ask for.
     #[serde(skip)]
     pub pieces: Vec<PieceName>,
@@ -152,6 +160,7 @@ struct Found {
     recovery_target: Target,
     wal_bytes: u64,
     reaches: Option<DateTime<Utc>>,
+    last_record: Option<Lsn>,
     pieces: Vec<PieceName>,
 }
 
@@ -176,6 +185,7 @@ impl Found {
             wal_segment_size: catalog.lineage.wal_segment_size,
             backup: info.label.clone(),
             backup_regions: regions.to_vec(),
+            regions: request.regions.clone(),
             reason: reason.to_owned(),
             path: self.path,
             target: request.target.clone(),
@@ -185,6 +195,7 @@ impl Found {
             backup_bytes: info.stored_size,
             wal_bytes: self.wal_bytes,
             reaches: self.reaches,
+            last_record: self.last_record,
             pieces: self.pieces,
         }
     }
@@ -236,7 +247,9 @@ async fn candidate(
         Ok((Target::Immediate, _)) => info.stop_lsn.advance(1),
         _ => end,
     };
+    let last_record = wal.last_record(catalog).await?;
     Ok(resolved.map(|(recovery_target, reaches)| Found {
+        last_record,
         wal_bytes: needed.bytes_since(info.start_lsn),
         path: wal.parts_until(end),
         pieces: wal.pieces_until(needed),

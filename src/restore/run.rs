@@ -21,6 +21,8 @@ use crate::backup::Progress;
 use crate::repo::{BackupInfo, ContentKey, FileIndex, PieceName, files_idx_key};
 use crate::store::{Catalog, Damage, ReadError, Regions, read_piece};
 
+/// How often WAL that is checked is looked for again under another name.
+const CHECK_ATTEMPTS: usize = 20;
 /// The file without which no directory starts.
 const PG_CONTROL: &str = "global/pg_control";
 /// Files that belong to the server that was backed up, not to a copy of it.
@@ -104,6 +106,7 @@ pub async fn restore(
         }
     };
     tokio::try_join!(fetch.run(most), wal)?;
+    fetch.set_modes(most)?;
     write_recovery(&options.pgdata, &settings(plan, options))?;
     let plan_bytes = serde_json::to_vec_pretty(plan).map_err(io::Error::from)?;
     fs::write(options.pgdata.join(PLAN_FILE), plan_bytes)?;
@@ -135,21 +138,42 @@ pub async fn restore(
 /// hours of replay.
 async fn check_wal(catalog: &Catalog, plan: &Plan, at_once: usize) -> Result<(), RestoreError> {
     let key = ContentKey::for_system(catalog.lineage.system_id());
-    let checks: Vec<_> = plan
-        .pieces
-        .iter()
-        .map(|piece| check_piece(catalog.regions.clone(), *piece, key.clone()))
-        .collect();
+    let checks: Vec<_> =
+        plan.pieces.iter().map(|piece| check_piece(catalog, *piece, key.clone())).collect();
     futures_util::stream::iter(checks).buffer_unordered(at_once).try_collect::<Vec<()>>().await?;
     Ok(())
 }
 
-async fn check_piece(regions: Regions, piece: PieceName, key: ContentKey) -> Result<(), ReadError> {
-    let read = regions.read(|region| {
-        let key = key.clone();
-        async move { read_piece(&region, &piece, &key).await }
-    });
-    read.await.map(drop)
+async fn check_piece(
+    catalog: &Catalog,
+    piece: PieceName,
+    key: ContentKey,
+) -> Result<(), ReadError> {
+    let mut wanted = vec![piece];
+    let size = catalog.lineage.wal_segment_size;
+    for attempt in 0.. {
+        let Some(next) = wanted.last().copied() else { break };
+        let read = catalog.regions.read(|region| {
+            let key = key.clone();
+            async move { read_piece(&region, &next, &key).await }
+        });
+        match (read.await, next.start(size), next.end(size)) {
+            (Ok(_), ..) => drop(wanted.pop()),
+            // An archiver replaced it by a larger one meanwhile.
+            (Err(error), Some(from), Some(to))
+                if error.is_not_found() && attempt < CHECK_ATTEMPTS =>
+            {
+                let (now, _) = catalog.coverage(next.segment.timeline, from, Some(to)).await?;
+                if !now.holes(from, to).is_empty() {
+                    return Err(error);
+                }
+                wanted.pop();
+                wanted.extend(now.cover(from, to).iter().map(|part| part.piece));
+            }
+            (Err(error), ..) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {

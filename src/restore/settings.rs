@@ -38,7 +38,11 @@ pub(super) fn recovery_settings(
     set("restore_command", restore_command);
     set("recovery_target_timeline", &plan.timeline().to_string());
     let (name, value) = match &plan.recovery_target {
-        Target::End => ("", String::new()),
+        // Without a target PostgreSQL would promote, whatever the action.
+        Target::End => match plan.last_record.filter(|_| action != TargetAction::Promote) {
+            Some(last) => ("recovery_target_lsn", last.to_string()),
+            None => ("", String::new()),
+        },
         Target::Immediate => ("recovery_target", "immediate".to_owned()),
         Target::Time(time) => {
             ("recovery_target_time", time.format("%Y-%m-%d %H:%M:%S%.6f+00").to_string())
@@ -55,7 +59,8 @@ pub(super) fn recovery_settings(
     if !name.is_empty() {
         set(name, &value);
     }
-    set("recovery_target_inclusive", if plan.exclusive { "off" } else { "on" });
+    let exclusive = plan.exclusive && plan.recovery_target != Target::End;
+    set("recovery_target_inclusive", if exclusive { "off" } else { "on" });
     set("recovery_target_action", action.as_str());
     set("recovery_end_command", "");
     set("archive_cleanup_command", "");
@@ -108,6 +113,8 @@ mod tests {
             wal_segment_size: SegmentSize::DEFAULT,
             backup: "20261123T071500Z-full-9c1e".parse().unwrap(),
             backup_regions: vec![],
+            regions: vec![],
+            last_record: None,
             reason: String::new(),
             path: vec![PathPart { timeline: TimelineId(3), begin: Lsn(0), end: Lsn(1) }],
             target: target.clone(),

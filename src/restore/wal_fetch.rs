@@ -9,10 +9,15 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
 use super::plan::{PLAN_FILE, PathPart, Plan};
 use crate::repo::{ContentKey, Coverage};
 use crate::store::{ReadError, Regions, list_histories, list_pieces, read_piece};
 use crate::wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+
+/// How often a range is listed and read before a piece that is gone counts as missing.
+const ATTEMPTS: usize = 5;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,25 +109,12 @@ impl Source {
         timeline: TimelineId,
         destination: &Path,
     ) -> Result<Fetched, FetchError> {
-        if let Some(path) = &self.path {
-            // Nothing newer than the pinned timeline may be found.
-            let last = path.last().map_or(timeline, |part| part.timeline);
-            if timeline > last || timeline == TimelineId::FIRST {
-                return Ok(Fetched::NotThere);
-            }
+        // The first timeline has no ancestors to tell of.
+        if timeline == TimelineId::FIRST {
+            return Ok(Fetched::NotThere);
         }
-        let key = ContentKey::for_system(self.system_id);
-        let found = self
-            .regions
-            .read(|region| {
-                let key = key.clone();
-                async move {
-                    let histories = list_histories(&region, &key).await?;
-                    Ok(histories.into_iter().find(|(history, _)| history.timeline == timeline))
-                }
-            })
-            .await?;
-        let Some((_, bytes)) = found else {
+        // Newer timelines than the plan's too: PostgreSQL looks here for a number that is not taken.
+        let Some((_, bytes)) = self.history(timeline).await? else {
             let promised = self.path.iter().flatten().any(|part| part.timeline == timeline);
             if promised {
                 return Err(FetchError::Missing { from: Lsn::INVALID, timeline });
@@ -144,7 +136,7 @@ impl Source {
         let Some((promised_to, sources)) = self.sources(name.timeline, start, end).await? else {
             return Ok(Fetched::NotThere);
         };
-        let wal = self.read(&sources, start, promised_to.unwrap_or(end)).await?;
+        let wal = self.read_again(&sources, start, promised_to.unwrap_or(end)).await?;
         let reached = start.advance(wal.len() as u64);
         match promised_to {
             Some(promised) if reached < promised => {
@@ -185,28 +177,48 @@ impl Source {
         let mut sources = vec![(timeline, end)];
         if timeline > TimelineId::FIRST {
             let history = self.history(timeline).await?;
-            let ancestors = history.iter().flat_map(|history| history.ancestors.iter().rev());
+            let ancestors = history.iter().flat_map(|(history, _)| history.ancestors.iter().rev());
             sources.extend(ancestors.map(|entry| (entry.timeline, entry.end.min(end))));
         }
         Ok(Some((None, sources)))
     }
 
-    async fn history(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>, FetchError> {
+    /// A timeline's history, parsed and raw; `None` when every region answers and none has it.
+    async fn history(
+        &self,
+        timeline: TimelineId,
+    ) -> Result<Option<(TimelineHistory, Bytes)>, FetchError> {
         let key = ContentKey::for_system(self.system_id);
-        let found = self
-            .regions
-            .read(|region| {
-                let key = key.clone();
-                async move {
-                    let histories = list_histories(&region, &key).await?;
-                    Ok(histories
-                        .into_iter()
-                        .map(|(history, _)| history)
-                        .find(|h| h.timeline == timeline))
-                }
-            })
-            .await?;
-        Ok(found)
+        let found = self.regions.read(|region| {
+            let key = key.clone();
+            async move {
+                let histories = list_histories(&region, &key).await?;
+                let found = histories.into_iter().find(|(history, _)| history.timeline == timeline);
+                let name = timeline.history_file_name();
+                found.ok_or_else(|| region.missing(&name, "the region does not have it"))
+            }
+        });
+        match found.await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// [`Source::read`], again when a piece that was listed was replaced by a larger one meanwhile.
+    async fn read_again(
+        &self,
+        sources: &[(TimelineId, Lsn)],
+        from: Lsn,
+        to: Lsn,
+    ) -> Result<Vec<u8>, FetchError> {
+        for _ in 1..ATTEMPTS {
+            match self.read(sources, from, to).await {
+                Err(FetchError::Read(error)) if error.is_not_found() => {}
+                outcome => return outcome,
+            }
+        }
+        self.read(sources, from, to).await
     }
 
     /// Reads `[from, to)` as far as it goes without a hole, from all regions together.
@@ -217,7 +229,9 @@ impl Source {
         to: Lsn,
     ) -> Result<Vec<u8>, FetchError> {
         let mut wal = Vec::new();
-        for (timeline, limit) in sources {
+        // Around a fork a segment is made of turns: the ancestor, then the descendant.
+        let turns = sources.iter().cycle().take(2 * sources.len());
+        for (timeline, limit) in turns {
             let at = from.advance(wal.len() as u64);
             let limit = (*limit).min(to);
             if at >= limit {

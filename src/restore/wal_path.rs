@@ -8,7 +8,8 @@ use super::target::Target;
 use crate::repo::{BackupInfo, CoverPart, Coverage, Divergence, PieceMeta, PieceName};
 use crate::store::{Catalog, ReadError, Regions, piece_metadata, read_piece};
 use crate::wal::{
-    Event, EventKind, Lsn, ScanSummary, Scanner, TimelineHistory, TimelineId, WalFormat,
+    Event, EventKind, Lsn, ScanSummary, Scanner, TimelineHistory, TimelineId, WAL_PAGE_SIZE,
+    WalFormat,
 };
 
 /// Metadata read at once.
@@ -174,13 +175,20 @@ impl WalPath {
         whole.map(|alive| alive.server_time).max()
     }
 
+    /// Where the last record of the WAL begins.
+    pub(super) async fn last_record(&self, catalog: &Catalog) -> Result<Option<Lsn>, ReadError> {
+        let last = self.search_back(catalog, |meta| meta.wal.last_record).await?;
+        // The last piece may reach past a fork.
+        Ok(last.filter(|last| *last < self.end))
+    }
+
     /// The end of the backup is noticed with the next record: without one it is the end of the WAL.
     pub(super) async fn resolve_immediate(
         &self,
         catalog: &Catalog,
         info: &BackupInfo,
     ) -> Result<Resolved, ReadError> {
-        let last = self.search_back(catalog, |meta| meta.wal.last_record).await?;
+        let last = self.last_record(catalog).await?;
         let follows = last.is_some_and(|last| last >= info.stop_lsn);
         let target = if follows { Target::Immediate } else { Target::End };
         Ok(Ok((target, Some(info.stop_time))))
@@ -195,7 +203,7 @@ impl WalPath {
         if lsn > self.end {
             return Ok(Err(format!("the WAL ends at {}", self.end)));
         }
-        let last = self.search_back(catalog, |meta| meta.wal.last_record).await?;
+        let last = self.last_record(catalog).await?;
         let at_end = last.is_none_or(|last| lsn > last);
         Ok(Ok((if at_end { Target::End } else { Target::Lsn(lsn) }, None)))
     }
@@ -249,7 +257,9 @@ impl WalPath {
                 if !(min..=max).contains(&xid) {
                     continue;
                 }
-                let Some(event) = self.find_xid(catalog, &chunk[index], xid).await? else {
+                let found = self.find_xid(catalog, &chunk[index], xid).await?;
+                // Past the fork it belongs to another history.
+                let Some(event) = found.filter(|event| event.lsn < chunk[index].to) else {
                     continue;
                 };
                 return Ok(match (event.lsn >= after, event.kind) {
@@ -278,7 +288,11 @@ impl WalPath {
         let key = crate::repo::ContentKey::for_system(format.system_id);
         let pieces = self.pieces();
         let position = pieces.iter().position(|other| other.piece == part.piece).unwrap_or(0);
-        let first = position.saturating_sub(1);
+        // The scanner needs a page to begin with, before the record that goes on into the piece.
+        let on_page = |part: &CoverPart| {
+            part.piece.start(format.segment_size).is_some_and(|start| start.0 % WAL_PAGE_SIZE == 0)
+        };
+        let first = (0..position).rev().find(|index| on_page(&pieces[*index])).unwrap_or(0);
         let start = pieces[first].piece.start(format.segment_size).unwrap_or(pieces[first].from);
         let mut scanner = Scanner::new(format, start);
         let mut found = None;
@@ -316,8 +330,13 @@ impl WalPath {
         name: &str,
         after: Lsn,
     ) -> Result<Resolved, ReadError> {
-        let metadata = Self::metadata(catalog, &self.pieces()).await?;
-        let events = metadata.iter().flat_map(|meta| &meta.wal.events);
+        let pieces = self.pieces();
+        let metadata = Self::metadata(catalog, &pieces).await?;
+        // Past a fork they belong to another history.
+        let events = metadata
+            .iter()
+            .zip(&pieces)
+            .flat_map(|(meta, part)| meta.wal.events.iter().filter(|event| event.lsn < part.to));
         let mut points = events.filter_map(|event| match &event.kind {
             EventKind::RestorePoint { name: other, time } if other == name => {
                 Some((event.lsn, *time))

@@ -229,12 +229,16 @@ pub async fn status_from_regions(
             state: state.to_owned(),
             archived_lsn,
             lag_bytes,
-            // Since the archiver's last word nobody knows what was written.
-            lag_seconds: silent,
+            // Since the archiver's last word nobody knows what was written, and of a region that is
+            // behind it nobody knows how long it has been.
+            lag_seconds: silent.filter(|_| state == "healthy"),
             last_error,
         });
     }
-    let rpo_met = silent.map(|silent| silent <= objectives.rpo.as_secs_f64());
+    let near = |region: &RegionStatus| {
+        region.lag_seconds.is_some_and(|lag| lag <= objectives.rpo.as_secs_f64())
+    };
+    let rpo_met = silent.map(|_| regions.iter().all(near));
     Ok(StatusReport {
         source: "regions".into(),
         time: now,

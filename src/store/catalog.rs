@@ -191,7 +191,10 @@ impl Catalog {
                     stored = stored.max(found.stored_size);
                     pieces.extend(found.coverage.pieces().copied());
                 }
-                Err(error) => errors.push(error),
+                Err(error) => {
+                    tracing::warn!("this region is left out: {error}");
+                    errors.push(error);
+                }
             }
         }
         if errors.len() == self.regions.len() {

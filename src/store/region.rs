@@ -137,6 +137,11 @@ impl Region {
         self.error("use", key, FailureKind::Damaged, message)
     }
 
+    /// An error that says that an object is not in this region.
+    pub fn missing(&self, key: &str, message: impl Into<String>) -> StoreError {
+        self.error("read", key, FailureKind::NotFound, message)
+    }
+
     /// Runs one request with a deadline for `bytes` bytes.
     pub(super) async fn once<T>(
         &self,

@@ -87,7 +87,6 @@ pub async fn list_pieces(
 /// hole in the newest two folders. Writes go out in the order of the WAL, so only the last few
 /// can have left a hole; a recorded gap is stepped over.
 ///
-///
 /// `begin`, where it is known, is where the timeline's WAL must begin: what lies behind a hole at
 /// the very beginning does not count.
 ///
@@ -154,10 +153,11 @@ pub async fn list_gaps(region: &Region) -> Result<Vec<(TimelineId, Lsn, Lsn)>, S
     Ok(gaps)
 }
 
-/// Every history file in the region: key, parsed and raw. Damaged ones are errors.
+/// Every history file in the region, parsed and raw. A damaged one is reported and left out: it
+/// must not hide the others.
 ///
 /// # Errors
-/// When the store fails, or a file is not what its name says.
+/// When the store fails.
 pub async fn list_histories(
     region: &Region,
     key: &ContentKey,
@@ -167,13 +167,14 @@ pub async fn list_histories(
         let Some((timeline, hash)) = parse_history_name(object.file_name()) else { continue };
         let bytes = region.get(&object.key).await?;
         if key.hash(&bytes).short() != hash {
-            return Err(
-                region.damaged(&object.key, "its content does not have the hash in its name")
-            );
+            let message = "its content does not have the hash in its name";
+            tracing::error!("{}", region.damaged(&object.key, message));
+            continue;
         }
-        let history = TimelineHistory::parse(timeline, &bytes)
-            .map_err(|error| region.damaged(&object.key, error.to_string()))?;
-        histories.push((history, bytes));
+        match TimelineHistory::parse(timeline, &bytes) {
+            Ok(history) => histories.push((history, bytes)),
+            Err(error) => tracing::error!("{}", region.damaged(&object.key, error.to_string())),
+        }
     }
     histories.sort_by_key(|(history, _)| history.timeline);
     Ok(histories)
@@ -261,6 +262,8 @@ pub async fn piece_metadata(region: &Region, piece: &PieceName) -> Result<PieceM
         let (tail, size) = region.get_tail(&key, last).await?;
         match Trailer::read(&tail, size) {
             Ok(TrailerRead::Done(trailer)) => {
+                check_place(&trailer.metadata, piece)
+                    .map_err(|error| region.damaged(&key, error))?;
                 return serde_json::from_slice(&trailer.metadata)
                     .map_err(|error| region.damaged(&key, format!("its metadata: {error}")));
             }

@@ -4,6 +4,13 @@
 //! and in its own folder, and stops them. As root, everything runs as the user `nobody`, because
 //! PostgreSQL must not run as root.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
 mod support;
 
 mod cli;

@@ -20,6 +20,12 @@ fn two_tablespaces_come_back_elsewhere() {
         let mut keeper = Keeper::new(&folder, &server, &["eu"]);
         keeper.start();
         keeper.backup();
+        // A file that not even its owner may write, such as a key.
+        let key = server.data.join("server.key");
+        std::fs::write(&key, "key").unwrap();
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o444))
+            .unwrap();
+        keeper.backup();
         server.sql("INSERT INTO b SELECT n, 'later' FROM generate_series(1, 100) n");
         keeper.wait_archived(&server, &["eu"]);
         keeper.stop();
@@ -40,6 +46,8 @@ fn two_tablespaces_come_back_elsewhere() {
         copy.wait_until_writable();
         assert_eq!(copy.sql("SELECT count(*) FROM b"), "20100");
         assert_eq!(copy.sql("SELECT count(*) FROM a"), "20000");
+        let mode = std::fs::metadata(copy.data.join("server.key")).unwrap().permissions();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o444);
         let places = copy.sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname IN ('one', 'two') ORDER BY spcname");
         assert_eq!(places, format!("{}\n{}", new_one.display(), new_two.display()));
         copy.check_integrity();

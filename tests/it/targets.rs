@@ -218,7 +218,10 @@ fn two_timelines_are_told_apart() {
         let mut copy =
             keeper.restore_and_start(&folder, 17, name, &["--target-timeline", timeline]);
         copy.wait_until_writable();
+        copy.sql("CHECKPOINT");
         assert_eq!(marks(&copy), expected.into_iter().collect(), "--target-timeline {timeline}");
+        // CASES 14: the archive's timelines are seen, so the new one takes a number of its own.
+        assert_eq!(copy.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
         copy.check_integrity();
     }
 }
