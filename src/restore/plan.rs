@@ -135,7 +135,8 @@ pub async fn make_plan(catalog: &Catalog, request: &PlanRequest) -> Result<Plan,
         return Err(unreachable("the archive has no backup".into()));
     }
     let mut reasons = Vec::new();
-    for (label, (info, regions)) in catalog.backups.iter().rev() {
+    for (info, regions) in catalog.backups_by_time().into_iter().rev() {
+        let label = &info.label;
         if request.backup.as_ref().is_some_and(|wanted| wanted != label) {
             continue;
         }
@@ -172,7 +173,8 @@ impl Found {
         info: &BackupInfo,
         regions: &[String],
     ) -> Plan {
-        let reason = match (&request.backup, catalog.backups.keys().next_back()) {
+        let newest = catalog.backups_by_time().last().map(|(info, _)| &info.label);
+        let reason = match (&request.backup, newest) {
             (Some(_), _) => "it was asked for",
             (None, Some(newest)) if *newest == info.label => "it is the newest backup",
             _ => "it is the newest backup that ended before the target on its path",
@@ -280,7 +282,7 @@ fn suits(info: &BackupInfo, history: &TimelineHistory, target: &Target) -> Resul
 
 /// What can be reached: told with every refusal.
 fn nearest(catalog: &Catalog) -> Option<String> {
-    let (first, _) = catalog.backups.values().next()?;
+    let (first, _) = catalog.backups_by_time().into_iter().next()?;
     let word = catalog.alive.iter().map(|alive| alive.server_time).max();
     let until = word.map_or(String::new(), |time| {
         format!("; an archiver last spoke at {}", time.format("%Y-%m-%d %H:%M:%S%.3f UTC"))

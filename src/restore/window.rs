@@ -27,7 +27,7 @@ pub struct RecoveryWindow {
 pub async fn recovery_window(catalog: &Catalog) -> Result<Option<RecoveryWindow>, ReadError> {
     let Some(history) = catalog.history(catalog.newest_timeline()) else { return Ok(None) };
     let mut not_before = Lsn::INVALID;
-    for (info, _) in catalog.backups.values() {
+    for (info, _) in catalog.backups_by_time() {
         let reachable = history.reachable_from(info.timeline, info.stop_lsn);
         if !reachable || info.start_lsn < not_before {
             continue;

@@ -131,7 +131,7 @@ impl Objectives {
 }
 
 fn last_backup(catalog: &Catalog) -> Option<BackupStatus> {
-    let (info, regions) = catalog.backups.values().next_back()?;
+    let (info, regions) = catalog.backups_by_time().pop()?;
     Some(BackupStatus {
         label: info.label.to_string(),
         kind: info.kind,

@@ -155,6 +155,13 @@ impl Catalog {
         self.failures.extend(part.failures);
     }
 
+    /// The backups with their regions, oldest first. Labels of the same second do not tell.
+    pub fn backups_by_time(&self) -> Vec<&(BackupInfo, Vec<String>)> {
+        let mut backups: Vec<_> = self.backups.values().collect();
+        backups.sort_by_key(|(info, _)| info.start_time);
+        backups
+    }
+
     /// The ancestry of a timeline; `None` when its history file is missing.
     pub fn history(&self, timeline: TimelineId) -> Option<TimelineHistory> {
         if timeline == TimelineId::FIRST {
