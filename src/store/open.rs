@@ -152,3 +152,35 @@ fn client_options(spec: &RegionSpec) -> ClientOptions {
 fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(url: &str, options: &[(&str, &str)]) -> Result<Region, StoreError> {
+        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        open_region(&RegionSpec { name: "x".into(), url: url.into(), options: options.collect() })
+    }
+
+    #[test]
+    fn every_kind_of_store_opens_without_a_request() {
+        let key = "c2VjcmV0";
+        let aws = [("access_key_id", "k"), ("secret_access_key", "s"), ("region", "eu-central-1")];
+        assert!(open("s3://bucket/prefix", &aws).is_ok());
+        assert!(open("gs://bucket/prefix", &[("google_skip_signature", "true")]).is_ok());
+        assert!(
+            open("az://container/prefix", &[("account_name", "a"), ("account_key", key)]).is_ok()
+        );
+        assert!(open("file:///tmp", &[]).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_said() {
+        let told =
+            |url: &str, options: &[(&str, &str)]| open(url, options).unwrap_err().to_string();
+        assert!(told("ftp://x", &[]).contains("unknown kind of store"));
+        assert!(told("/srv/archive", &[]).contains("file:///folder"));
+        assert!(told("file:///no/such/folder", &[]).contains("mounted"));
+        assert!(told("s3://bucket", &[("end_point", "x")]).contains("end_point"));
+    }
+}
