@@ -13,6 +13,7 @@ pub mod archive;
 pub mod backup;
 pub mod cli;
 pub mod config;
+pub mod jitter;
 pub mod pg;
 pub mod repo;
 pub mod restore;

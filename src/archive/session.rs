@@ -17,8 +17,8 @@ use super::state::ArchiveState;
 use super::uploader::Uploader;
 use super::{ArchiveError, ArchiveSettings};
 use crate::pg::{
-    ConnInfo, Connection, IdentifySystem, PgError, ServerError, Sql, StreamEnd, Surroundings,
-    WalMessage, WalStream,
+    Connection, Connector, IdentifySystem, PgError, ServerError, Sql, StreamEnd, WalMessage,
+    WalStream,
 };
 use crate::repo::{ContentKey, FORMAT_VERSION, Gap, LINEAGE_FILE, Lineage, gap_key};
 use crate::store::{FailureKind, Region, Regions};
@@ -42,7 +42,7 @@ pub(super) enum SessionEnd {
 
 pub(super) struct Session<'a> {
     pub(super) settings: &'a ArchiveSettings,
-    pub(super) conninfo: &'a ConnInfo,
+    pub(super) connector: &'a Connector,
     /// The regions, at the cluster's folder.
     pub(super) cluster: &'a Regions,
     pub(super) state: &'a ArchiveState,
@@ -102,9 +102,8 @@ impl Session<'_> {
     }
 
     async fn connect(&self) -> Result<(Connection, Server), ArchiveError> {
-        let surroundings = Surroundings::from_process();
         let settings = [("wal_sender_timeout", SENDER_TIMEOUT)];
-        let mut connection = Connection::connect(self.conninfo, &surroundings, &settings).await?;
+        let mut connection = self.connector.connect(&settings).await?;
         let identity = connection.identify_system().await?;
         let segment_size = SegmentSize::from_setting(&connection.show("wal_segment_size").await?)
             .map_err(|error| PgError::Protocol(error.to_string()))?;
@@ -113,7 +112,7 @@ impl Session<'_> {
         if format.page_magic().is_none() {
             return Err(ArchiveError::UnknownVersion(connection.server_version().to_owned()));
         }
-        let sql = Sql::connect(self.conninfo, connection.host(), &surroundings).await?;
+        let sql = self.connector.sql(connection.host()).await?;
         let in_recovery = sql.value("SELECT pg_is_in_recovery()").await?.as_deref() == Some("t");
         if in_recovery && !self.settings.allow_standby {
             return Err(ArchiveError::Standby(connection.host().to_string()));

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::alive::{archiver_name, keep_saying};
 use super::session::{Session, SessionEnd};
 use super::{ArchiveError, ArchiveSettings, ArchiveState};
-use crate::pg::ConnInfo;
+use crate::pg::Connector;
 use crate::store::Regions;
 
 /// The pause after the first failure; it doubles up to the longest.
@@ -21,19 +21,19 @@ const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// Archives one cluster into its regions.
 pub struct Archiver {
     settings: ArchiveSettings,
-    conninfo: ConnInfo,
+    connector: Connector,
     regions: Regions,
     state: ArchiveState,
 }
 
 impl Archiver {
     /// An archiver; `regions` are at their roots.
-    pub fn new(settings: ArchiveSettings, conninfo: ConnInfo, regions: &Regions) -> Archiver {
+    pub fn new(settings: ArchiveSettings, connector: Connector, regions: &Regions) -> Archiver {
         let names =
             regions.iter().map(|region| (region.name().to_owned(), region.url().to_owned()));
         let state = ArchiveState::new(settings.durability, names);
         let regions = regions.within(&settings.cluster);
-        Archiver { settings, conninfo, regions, state }
+        Archiver { settings, connector, regions, state }
     }
 
     /// What it knows of itself; stays valid while it runs.
@@ -77,7 +77,7 @@ impl Archiver {
             }
             let wait = if is_spare { SPARE_PAUSE } else { pause };
             tokio::select! {
-                () = tokio::time::sleep(wait.mul_f64(0.75 + 0.5 * rand::random::<f64>())) => {}
+                () = tokio::time::sleep(crate::jitter::around(wait)) => {}
                 () = cancelled.cancelled() => return Ok(()),
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -88,7 +88,7 @@ impl Archiver {
     async fn session(&self, cancelled: &CancellationToken) -> Result<SessionEnd, ArchiveError> {
         let session = Session {
             settings: &self.settings,
-            conninfo: &self.conninfo,
+            connector: &self.connector,
             cluster: &self.regions,
             state: &self.state,
             cancelled,

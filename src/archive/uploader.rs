@@ -219,7 +219,7 @@ impl Uploader {
             tracing::warn!(region = self.region.name(), "{error}; trying again");
         }
         self.state.failed(self.index, error.to_string());
-        tokio::time::sleep(pause.mul_f64(0.75 + 0.5 * rand::random::<f64>())).await;
+        tokio::time::sleep(crate::jitter::around(*pause)).await;
         *pause = (*pause * 2).min(LONGEST_PAUSE);
     }
 

@@ -14,9 +14,7 @@ use super::tar::{TarEvent, TarReader};
 use super::wal::{OwnArchiver, wait_for_wal};
 use super::{BackupError, BackupOutcome, Progress};
 use crate::archive::ArchiveSettings;
-use crate::pg::{
-    BackupEvent, BackupOptions, BackupStream, ConnInfo, Connection, PgError, Sql, Surroundings,
-};
+use crate::pg::{BackupEvent, BackupOptions, BackupStream, Connector, PgError};
 use crate::repo::{
     BackupInfo, BackupLabel, BackupType, ContentHasher, ContentKey, FORMAT_VERSION, FileIndex,
     FileKind, PackEntry, StoredObject, Tablespace, backup_json_key, files_idx_key, manifest_key,
@@ -31,7 +29,7 @@ const MAX_FAILURES: usize = 1000;
 #[derive(Clone, Debug)]
 pub struct BackupRequest {
     /// How the server is reached.
-    pub conninfo: ConnInfo,
+    pub connector: Connector,
     /// How WAL is archived when no sidecar does.
     pub archive: ArchiveSettings,
     /// zstd's level.
@@ -71,20 +69,19 @@ pub async fn take_backup(
     progress: &Arc<Progress>,
 ) -> Result<BackupOutcome, BackupError> {
     let began = Instant::now();
-    let surroundings = Surroundings::from_process();
-    let mut connection = Connection::connect(&request.conninfo, &surroundings, &[]).await?;
+    let mut connection = request.connector.connect(&[]).await?;
     let identity = connection.identify_system().await?;
     let segment_size = SegmentSize::from_setting(&connection.show("wal_segment_size").await?)
         .map_err(|error| PgError::Protocol(error.to_string()))?;
     let major = connection.major();
-    let sql = Sql::connect(&request.conninfo, connection.host(), &surroundings).await?;
+    let sql = request.connector.sql(connection.host()).await?;
     let facts = sql.server_facts().await?;
     let slot = sql.slot(&request.archive.slot).await?;
     let own_archiver = match slot.and_then(|slot| slot.active_pid) {
         Some(_) => None,
         None => {
             let settings = request.archive.clone();
-            Some(OwnArchiver::start(settings, request.conninfo.clone(), regions).await?)
+            Some(OwnArchiver::start(settings, request.connector.clone(), regions).await?)
         }
     };
     let lineage = regions.within(&request.archive.cluster).within(&identity.system_id.to_string());

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::BackupError;
 use crate::archive::{ArchiveError, ArchiveSettings, ArchiveState, Archiver};
-use crate::pg::ConnInfo;
+use crate::pg::Connector;
 use crate::repo::BackupInfo;
 use crate::store::{FailureKind, Region, Regions, StoreError, list_pieces};
 
@@ -30,11 +30,11 @@ impl OwnArchiver {
     /// When it cannot begin.
     pub(super) async fn start(
         settings: ArchiveSettings,
-        conninfo: ConnInfo,
+        connector: Connector,
         regions: &Regions,
     ) -> Result<OwnArchiver, BackupError> {
         tracing::info!("no sidecar holds the slot: archiving the backup's WAL from here");
-        let archiver = Archiver::new(settings, conninfo, regions);
+        let archiver = Archiver::new(settings, connector, regions);
         let state: ArchiveState = archiver.state();
         let cancelled = CancellationToken::new();
         let token = cancelled.clone();

@@ -9,6 +9,7 @@ use super::context::{Context, conninfo, open_regions};
 use super::{CliError, Exit, output};
 use crate::archive::ArchiveSettings;
 use crate::backup::{BackupOutcome, BackupRequest, Progress, take_backup};
+use crate::pg::Connector;
 use crate::repo::BackupInfo;
 
 /// The types that can be taken.
@@ -50,7 +51,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let regions = open_regions(&config, &[])?;
     let Type::Full = args.kind;
     let request = BackupRequest {
-        conninfo: conninfo(&config)?,
+        connector: Connector::new(conninfo(&config)?),
         archive: ArchiveSettings::new(&config.cluster, &config.wal),
         compression_level: config.backup.compression_level,
         max_rate: args.max_rate,

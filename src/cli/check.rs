@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::context::{Context, conninfo};
 use super::{CliError, Exit, output};
 use crate::config::{Config, RegionConfig};
-use crate::pg::{ConnInfo, Connection, ServerFacts, SlotFacts, Sql, Surroundings};
+use crate::pg::{ConnInfo, Connector, ServerFacts, SlotFacts};
 use crate::store::{Put, Region, RegionSpec, open_region};
 
 /// A server's clock may differ from this machine's by so many seconds without a word.
@@ -104,8 +104,8 @@ fn print(items: &Items) {
 }
 
 async fn check_server(config: &Config, conninfo: &ConnInfo, items: &mut Items) {
-    let surroundings = Surroundings::from_process();
-    let connected = Connection::connect(conninfo, &surroundings, &[]).await;
+    let connector = Connector::new(conninfo.clone());
+    let connected = connector.connect(&[]).await;
     let mut connection = match connected {
         Ok(connection) => connection,
         Err(error) => return items.fail("replication connection", error.to_string(), error.hint()),
@@ -131,7 +131,7 @@ async fn check_server(config: &Config, conninfo: &ConnInfo, items: &mut Items) {
     }
     let host = connection.host().clone();
     connection.close().await;
-    let sql = match Sql::connect(conninfo, &host, &surroundings).await {
+    let sql = match connector.sql(&host).await {
         Ok(sql) => sql,
         Err(error) => return items.fail("SQL connection", error.to_string(), error.hint()),
     };

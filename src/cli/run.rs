@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, conninfo, open_regions};
 use super::{CliError, Exit};
 use crate::archive::{ArchiveSettings, Archiver};
+use crate::pg::Connector;
 use crate::serve::{Objectives, Service};
 
 /// Arguments of `run`.
@@ -27,7 +28,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let mut settings = ArchiveSettings::new(&config.cluster, &config.wal);
     settings.new_lineage = args.new_lineage;
     settings.new_regions = args.new_region;
-    let archiver = Archiver::new(settings, conninfo(&config)?, &regions);
+    let archiver = Archiver::new(settings, Connector::new(conninfo(&config)?), &regions);
     let cancelled = CancellationToken::new();
     stop_on_signals(cancelled.clone())?;
     if !config.http.listen.is_empty() {

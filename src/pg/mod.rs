@@ -1,10 +1,14 @@
 //! PostgreSQL on the wire: connection, replication commands, the WAL stream, the BASE_BACKUP
 //! stream; plain SQL through tokio-postgres on a second connection.
 
+mod authenticate;
 mod backup_stream;
 mod connection;
+mod connector;
 mod conninfo;
+mod dial;
 mod error;
+mod greeted;
 mod message;
 mod passfile;
 mod replication;
@@ -14,12 +18,15 @@ mod tls;
 mod wal_stream;
 
 pub use backup_stream::{BackupEvent, BackupOptions, BackupStream, BackupTablespace};
-pub use connection::{Connection, Purpose};
+pub use connection::Connection;
+pub use connector::Connector;
 pub use conninfo::{
     ConnInfo, ConnInfoError, Host, HostSpec, SslMode, Surroundings, TargetSessionAttrs,
 };
+pub use dial::{Dial, Dialed, Network};
 pub use error::{PgError, ServerError};
 pub use passfile::Secret;
 pub use replication::{IdentifySystem, NextTimeline};
+pub use socket::{Duplex, OpenSocket};
 pub use sql::{ServerFacts, SlotFacts, Sql};
 pub use wal_stream::{StreamEnd, WalMessage, WalStream};

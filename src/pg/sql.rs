@@ -1,24 +1,14 @@
-//! Plain SQL through tokio-postgres, over a socket that this crate opened: so that both
-//! connections understand the same connection string, files and environment.
-
-use std::future::Ready;
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+//! Plain SQL through tokio-postgres, over a connection that this crate opened and authenticated: so
+//! that both kinds of connection understand the same connection string, files and environment, and
+//! obey the same rules about passwords.
 
 use chrono::{DateTime, Utc};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
-use tokio_postgres::config::{
-    ChannelBinding as TheirBinding, SslMode as TheirMode, SslNegotiation,
-};
-use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config, SimpleQueryMessage};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-use super::connection::{CONNECT_TIMEOUT, encryption_order, open_socket, password_for};
-use super::conninfo::ChannelBinding as OurBinding;
-use super::socket::Socket;
-use super::{ConnInfo, HostSpec, PgError, Surroundings};
+use super::greeted::Greeted;
+use super::{Connection, PgError};
 use crate::wal::{InvalidLsn, Lsn};
 
 /// A connection for plain SQL.
@@ -76,59 +66,15 @@ pub struct SlotFacts {
 }
 
 impl Sql {
-    /// Connects to one host: the one that a replication connection has found good.
+    /// Goes on with an authenticated connection.
     ///
     /// # Errors
-    /// Why it would not do.
-    pub async fn connect(
-        conninfo: &ConnInfo,
-        host: &HostSpec,
-        surroundings: &Surroundings<'_>,
-    ) -> Result<Sql, PgError> {
-        let timeout = conninfo.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
-        let attempt = async {
-            let mut last = PgError::Closed;
-            for encrypted in encryption_order(conninfo, host) {
-                match Self::attempt(conninfo, host, surroundings, *encrypted).await {
-                    Ok(Some(sql)) => return Ok(sql),
-                    Ok(None) => {}
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        };
-        tokio::time::timeout(timeout, attempt)
-            .await
-            .map_err(|_| PgError::Timeout("connecting for SQL"))?
-            .map_err(|error| PgError::Host { host: host.clone(), source: Box::new(error) })
-    }
-
-    async fn attempt(
-        conninfo: &ConnInfo,
-        host: &HostSpec,
-        surroundings: &Surroundings<'_>,
-        encrypted: bool,
-    ) -> Result<Option<Sql>, PgError> {
-        let Some(open) = open_socket(conninfo, host, encrypted).await? else { return Ok(None) };
-        let database = conninfo.dbname.as_deref().unwrap_or("postgres");
+    /// When the connection breaks.
+    pub(super) async fn over(connection: Connection) -> Result<Sql, PgError> {
         let mut config = Config::new();
-        config.user(&conninfo.user).dbname(database).application_name("pgkeep sql");
-        if let Some(options) = &conninfo.options {
-            config.options(options);
-        }
-        if let Some(password) = password_for(conninfo, host, database, surroundings) {
-            config.password(password.expose());
-        }
-        // The socket is encrypted already: "direct" makes the library ask for nothing more.
-        config.ssl_negotiation(SslNegotiation::Direct);
-        config.ssl_mode(if encrypted { TheirMode::Require } else { TheirMode::Disable });
-        config.channel_binding(match conninfo.channel_binding {
-            OurBinding::Disable => TheirBinding::Disable,
-            OurBinding::Prefer => TheirBinding::Prefer,
-            OurBinding::Require => TheirBinding::Require,
-        });
-        let tls = AlreadyEncrypted { binding: open.binding };
-        let (client, connection) = config.connect_raw(open.socket, tls).await?;
+        // Whatever is named here, the greeting is ours.
+        config.user("pgkeep").ssl_mode(SslMode::Disable);
+        let (client, connection) = config.connect_raw(Greeted::new(connection), NoTls).await?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!("SQL connection: {error}");
@@ -140,7 +86,7 @@ impl Sql {
                 tracing::debug!("{setting}: {error}");
             }
         }
-        Ok(Some(Sql { client, task }))
+        Ok(Sql { client, task })
     }
 
     /// Runs SQL and gives the rows of its last statement as text.
@@ -261,63 +207,5 @@ const FACTS: &str = "SELECT current_setting('server_version'), pg_is_in_recovery
 impl Drop for Sql {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// Stands in for a TLS handshake that was done before.
-struct AlreadyEncrypted {
-    binding: Option<Vec<u8>>,
-}
-
-/// A socket that tokio-postgres may ask for its channel binding.
-struct BoundSocket {
-    socket: Socket,
-    binding: Option<Vec<u8>>,
-}
-
-impl TlsConnect<Socket> for AlreadyEncrypted {
-    type Stream = BoundSocket;
-    type Error = io::Error;
-    type Future = Ready<Result<BoundSocket, io::Error>>;
-
-    fn connect(self, socket: Socket) -> Self::Future {
-        std::future::ready(Ok(BoundSocket { socket, binding: self.binding }))
-    }
-}
-
-impl TlsStream for BoundSocket {
-    fn channel_binding(&self) -> ChannelBinding {
-        match &self.binding {
-            Some(hash) => ChannelBinding::tls_server_end_point(hash.clone()),
-            None => ChannelBinding::none(),
-        }
-    }
-}
-
-impl AsyncRead for BoundSocket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for BoundSocket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }

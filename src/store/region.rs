@@ -94,6 +94,12 @@ impl Region {
         Region { name, url, backend, root }
     }
 
+    /// A region in a store that somebody else opened.
+    pub fn over<S: ObjectStore + MultipartStore>(name: &str, url: &str, store: Arc<S>) -> Region {
+        let backend = Backend::cloud(store);
+        Region::new(name.to_owned(), url.to_owned(), backend, Path::default())
+    }
+
     /// Its name in the configuration.
     pub fn name(&self) -> &str {
         &self.name
@@ -172,7 +178,7 @@ impl Region {
             match request().await {
                 Err(error) if error.kind == FailureKind::Transient => {
                     tracing::debug!(%error, "retrying");
-                    tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
+                    tokio::time::sleep(crate::jitter::around(pause)).await;
                     pause *= 2;
                 }
                 outcome => return outcome,
