@@ -10,8 +10,11 @@
 
 mod alive;
 mod backlog;
+mod companions;
 mod cutter;
 mod durability;
+mod gap;
+mod memory;
 mod piece;
 mod pipeline;
 mod receiver;
@@ -19,6 +22,7 @@ mod session;
 mod start;
 mod state;
 mod supervisor;
+mod timelines;
 mod uploader;
 
 use std::time::Duration;
@@ -28,8 +32,10 @@ use crate::pg::PgError;
 use crate::store::StoreError;
 use crate::wal::{Lsn, PageError, TimelineId};
 
+use pipeline::Overlap;
+
 pub use alive::archiver_name;
-pub use durability::durable_lsn;
+pub use durability::{Hold, HoldLimits, durable_lsn};
 pub use state::{ArchiveReport, ArchiveState, RegionHealth, RegionReport};
 pub use supervisor::Archiver;
 
@@ -46,6 +52,8 @@ pub struct ArchiveSettings {
     pub flush_interval: Duration,
     /// When WAL counts as safe.
     pub durability: Durability,
+    /// What a policy that waits for several regions may make the slot hold.
+    pub max_hold: HoldLimits,
     /// zstd's level.
     pub compression_level: i32,
     /// Memory for WAL on its way, in bytes.
@@ -56,6 +64,8 @@ pub struct ArchiveSettings {
     pub new_lineage: bool,
     /// Regions that may be filled although they are empty and others are not.
     pub new_regions: Vec<String>,
+    /// Archive a server that takes writes on an older timeline than the archive's newest.
+    pub accept_timeline: bool,
 }
 
 impl ArchiveSettings {
@@ -67,11 +77,13 @@ impl ArchiveSettings {
             allow_standby: cluster.allow_standby,
             flush_interval: wal.flush_interval.0,
             durability: wal.durability,
+            max_hold: HoldLimits { bytes: wal.max_hold_bytes.0, time: wal.max_hold_time.0 },
             compression_level: wal.compression_level,
             memory_limit: wal.memory_limit.0,
             alive_interval: wal.alive_interval.0,
             new_lineage: false,
             new_regions: Vec::new(),
+            accept_timeline: false,
         }
     }
 }
@@ -120,6 +132,16 @@ pub enum ArchiveError {
     /// The server sends what cannot be its WAL.
     #[error(transparent)]
     Page(#[from] PageError),
+    /// WAL that was damaged on its way, or on the server.
+    #[error(
+        "WAL from the server on timeline {timeline} is damaged ({damage}); asking for it again"
+    )]
+    DamagedWal {
+        /// The timeline.
+        timeline: TimelineId,
+        /// What is wrong with it.
+        damage: String,
+    },
     /// PostgreSQL of a version that is not known.
     #[error("PostgreSQL {0} is not supported; 13 to 18 are")]
     UnknownVersion(String),
@@ -147,6 +169,7 @@ impl ArchiveError {
             | ArchiveError::Store(_)
             | ArchiveError::Standby(_)
             | ArchiveError::Removed { .. }
+            | ArchiveError::DamagedWal { .. }
             | ArchiveError::Io(_) => true,
             ArchiveError::Foreign { .. }
             | ArchiveError::Diverged { .. }

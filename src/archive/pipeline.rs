@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::ArchiveError;
 use super::backlog::Backlog;
-use super::cutter::Cutter;
+use super::cutter::{Cutter, piece_unit};
+use super::memory::Memory;
 use super::piece::{Piece, PieceContext, PieceJob};
+use super::state::ArchiveState;
 use super::uploader::Uploader;
 use crate::wal::Lsn;
 
@@ -32,8 +34,10 @@ pub(super) enum Feed {
     Flush,
 }
 
-/// WAL that the archive has already, to be compared with what the server sends.
+/// WAL that a region has already, to be compared with what the server sends.
+#[derive(Debug)]
 pub(super) struct Overlap {
+    pub(super) region: String,
     pub(super) start: Lsn,
     pub(super) wal: Vec<u8>,
 }
@@ -50,15 +54,31 @@ pub(super) struct Pipeline {
     cancelled: CancellationToken,
 }
 
+/// What a pipeline is made of.
+pub(super) struct PipelineParts {
+    pub(super) cutter: Cutter,
+    pub(super) overlaps: Vec<Overlap>,
+    pub(super) flush_interval: Duration,
+    pub(super) durable: watch::Receiver<Lsn>,
+    pub(super) backlog: Arc<Backlog>,
+    pub(super) context: PieceContext,
+    pub(super) memory: Memory,
+    pub(super) state: ArchiveState,
+    pub(super) uploaders: Vec<Uploader>,
+    pub(super) cancelled: CancellationToken,
+}
+
 type Compressing = (JoinHandle<std::io::Result<Arc<Piece>>>, u64);
 
 struct CutterTask {
     cutter: Cutter,
-    overlap: Overlap,
+    overlaps: Vec<Overlap>,
     flush_interval: Duration,
     durable: watch::Receiver<Lsn>,
     backlog: Arc<Backlog>,
     context: PieceContext,
+    memory: Memory,
+    state: ArchiveState,
     compressing: mpsc::Sender<Compressing>,
     /// When the oldest byte that no piece holds arrived.
     oldest: Option<Instant>,
@@ -70,27 +90,22 @@ struct CutterTask {
 
 impl Pipeline {
     /// Starts all tasks.
-    pub(super) fn start(
-        cutter: Cutter,
-        overlap: Overlap,
-        flush_interval: Duration,
-        durable: watch::Receiver<Lsn>,
-        backlog: &Arc<Backlog>,
-        context: PieceContext,
-        uploaders: Vec<Uploader>,
-        cancelled: CancellationToken,
-    ) -> Pipeline {
+    pub(super) fn start(parts: PipelineParts) -> Pipeline {
+        let PipelineParts { cutter, overlaps, flush_interval, durable, .. } = parts;
+        let PipelineParts { backlog, context, memory, state, uploaders, cancelled, .. } = parts;
         let (feed, feed_receiver) = mpsc::channel(FEED_CAPACITY);
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let (compressing, sequence) = mpsc::channel(cores);
         let compared = Arc::new(AtomicU64::new(0));
         let task = CutterTask {
             cutter,
-            overlap,
+            overlaps,
             flush_interval,
             durable,
             backlog: backlog.clone(),
             context,
+            memory,
+            state,
             compressing,
             oldest: None,
             cut: None,
@@ -184,6 +199,7 @@ impl CutterTask {
                 continue;
             }
             tokio::select! {
+                biased;
                 next = feed.recv() => match next {
                     Some(Feed::Data(bytes)) => self.take(&bytes).await?,
                     Some(Feed::Flush) => self.flush().await?,
@@ -223,8 +239,8 @@ impl CutterTask {
     }
 
     async fn dispatch(&mut self, job: PieceJob) -> Result<(), ArchiveError> {
-        for damage in &job.summary.damage {
-            tracing::error!("WAL from the server: {damage}");
+        if !job.summary.damage.is_empty() {
+            self.meet_damage(&job)?;
         }
         let reserved = job.len();
         self.cut = Some(job.start.advance(reserved));
@@ -235,25 +251,42 @@ impl CutterTask {
         sent.map_err(|_| ArchiveError::Io(std::io::Error::other("the queue of pieces ended")))
     }
 
+    /// Damaged WAL may have been damaged on its way: it is asked for once more. If it comes so
+    /// again it is so on the server, and archived as it is, marked in the piece's metadata.
+    fn meet_damage(&self, job: &PieceJob) -> Result<(), ArchiveError> {
+        let piece = job.start.round_down(piece_unit(&self.context.format));
+        let timeline = self.context.timeline;
+        let damage = job.summary.damage.join("; ");
+        if self.memory.is_new_damage(timeline, piece) {
+            return Err(ArchiveError::DamagedWal { timeline, damage });
+        }
+        if self.state.alarm(format!("WAL from the server is damaged: {damage}")) {
+            tracing::error!(%timeline, "WAL from the server is damaged, archived as it is: {damage}");
+        }
+        Ok(())
+    }
+
     /// Compares with what the archive has; a difference means two histories.
     fn compare(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
         let position = self.cutter.position();
-        let skip = position.bytes_since(self.overlap.start) as usize;
-        let known = self.overlap.wal.get(skip..).unwrap_or_default();
-        let length = known.len().min(bytes.len());
-        if known[..length] != bytes[..length] {
-            let same = known.iter().zip(bytes).take_while(|(a, b)| a == b).count();
-            return Err(ArchiveError::Diverged {
-                timeline: self.context.timeline,
-                problem: format!(
-                    "the first byte that differs is at {}",
-                    position.advance(same as u64)
-                ),
-            });
+        for overlap in &self.overlaps {
+            let skip = position.bytes_since(overlap.start) as usize;
+            let known = overlap.wal.get(skip..).unwrap_or_default();
+            let length = known.len().min(bytes.len());
+            if known[..length] != bytes[..length] {
+                let same = known.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+                return Err(ArchiveError::Diverged {
+                    timeline: self.context.timeline,
+                    problem: format!(
+                        "the first byte that differs from region {} is at {}",
+                        overlap.region,
+                        position.advance(same as u64)
+                    ),
+                });
+            }
         }
-        if known.len() <= bytes.len() && !self.overlap.wal.is_empty() {
-            self.overlap.wal = Vec::new();
-        }
+        let end = position.advance(bytes.len() as u64);
+        self.overlaps.retain(|overlap| overlap.start.advance(overlap.wal.len() as u64) > end);
         Ok(())
     }
 }

@@ -35,6 +35,10 @@ pub(super) enum ReceiveEnd {
     Server,
     /// This process was told to stop.
     Cancelled,
+    /// What was wanted has come.
+    Reached,
+    /// An uploader wants everything to be looked up again.
+    Again,
     /// The pipeline behind stopped: it knows why.
     Pipeline,
 }
@@ -46,6 +50,9 @@ pub(super) struct Receiver<'a> {
     pub(super) durable: watch::Receiver<Lsn>,
     /// Up to here what the server sent was compared with the archive.
     pub(super) compared: &'a AtomicU64,
+    /// Enough once this is reached.
+    pub(super) until: Option<Lsn>,
+    pub(super) again: &'a CancellationToken,
     pub(super) cancelled: &'a CancellationToken,
 }
 
@@ -82,6 +89,7 @@ impl Receiver<'_> {
             let waiting = pending.data.is_some() || pending.flush;
             let answer_at = self.answer_time(&pending);
             tokio::select! {
+                biased;
                 message = self.stream.next(), if pending.data.is_none() => {
                     if self.take(message?, &mut pending) {
                         return Ok(ReceiveEnd::Server);
@@ -105,6 +113,7 @@ impl Receiver<'_> {
                     if pending.data.is_none() && pending.last_heard.elapsed() > SILENCE {
                         return Err(PgError::Timeout("streaming WAL: the server is silent"));
                     }
+                    self.state.tick();
                     self.send_status(true).await?;
                 }
                 () = self.feed.closed() => return Ok(ReceiveEnd::Pipeline),
@@ -114,6 +123,12 @@ impl Receiver<'_> {
                     pending.last_answer = Instant::now();
                 }
                 () = self.cancelled.cancelled() => return Ok(ReceiveEnd::Cancelled),
+                () = self.again.cancelled() => return Ok(ReceiveEnd::Again),
+            }
+            if pending.data.is_none()
+                && self.until.is_some_and(|until| self.stream.position() >= until)
+            {
+                return Ok(ReceiveEnd::Reached);
             }
             if self.is_all_durable() {
                 pending.waiting_since = None;

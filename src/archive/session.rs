@@ -3,25 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::Backlog;
+use super::companions::Companions;
 use super::cutter::{Cutter, piece_unit};
+use super::memory::Memory;
 use super::piece::PieceContext;
-use super::pipeline::{Overlap, Pipeline};
+use super::pipeline::{Overlap, Pipeline, PipelineParts};
 use super::receiver::{ReceiveEnd, Receiver, SENDER_TIMEOUT};
-use super::start::{StartPoint, find_start, is_missing, read_archived, seeded_scanner};
+use super::start::{StartPoint, find_start, is_missing, read_overlaps, seeded_scanner};
 use super::state::ArchiveState;
-use super::uploader::Uploader;
+use super::timelines::{Histories, KnownTimelines, read_histories};
+use super::uploader::{REPAIRS_AT_ONCE, Uploader};
 use super::{ArchiveError, ArchiveSettings};
 use crate::pg::{
-    Connection, Connector, IdentifySystem, PgError, ServerError, Sql, StreamEnd, WalMessage,
-    WalStream,
+    Connection, Connector, HostSpec, IdentifySystem, PgError, ServerError, Sql, StreamEnd,
+    WalMessage, WalStream,
 };
-use crate::repo::{ContentKey, FORMAT_VERSION, Gap, LINEAGE_FILE, Lineage, gap_key};
-use crate::store::{FailureKind, Region, Regions};
+use crate::repo::{ContentKey, FORMAT_VERSION, LINEAGE_FILE, Lineage};
+use crate::store::{Region, Regions, ask_all};
 use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalFormat};
 
 /// How long the last WAL may take to reach the regions when this process is told to stop.
@@ -46,30 +48,41 @@ pub(super) struct Session<'a> {
     /// The regions, at the cluster's folder.
     pub(super) cluster: &'a Regions,
     pub(super) state: &'a ArchiveState,
+    pub(super) memory: &'a Memory,
     pub(super) cancelled: &'a CancellationToken,
 }
 
 /// What is known once the server has identified itself.
-struct Server {
-    host: String,
-    version: String,
-    identity: IdentifySystem,
-    in_recovery: bool,
+pub(super) struct Server {
+    pub(super) host: HostSpec,
+    pub(super) version: String,
+    pub(super) identity: IdentifySystem,
+    pub(super) in_recovery: bool,
     /// Where the slot's WAL begins.
-    restart_lsn: Option<Lsn>,
-    format: WalFormat,
-    key: ContentKey,
-    lineage: Lineage,
+    pub(super) restart_lsn: Option<Lsn>,
+    pub(super) format: WalFormat,
+    pub(super) key: ContentKey,
+    pub(super) lineage: Lineage,
     /// The regions, at the lineage's folder.
-    regions: Vec<Region>,
+    pub(super) regions: Vec<Region>,
     /// Whether any region holds the lineage.
     established: bool,
-    history: TimelineHistory,
-    /// All history files that it has.
-    histories: Vec<(TimelineId, Bytes)>,
+    pub(super) history: TimelineHistory,
+    /// All history files that it has and the archive may have.
+    histories: Histories,
 }
 
-enum TimelineEnd {
+/// What is streamed, and how far.
+#[derive(Clone, Debug)]
+pub(super) struct Stretch {
+    pub(super) point: StartPoint,
+    /// The slot; none on a server that only helps out.
+    pub(super) slot: Option<String>,
+    /// Enough once this is reached.
+    pub(super) until: Option<Lsn>,
+}
+
+pub(super) enum TimelineEnd {
     Next(TimelineId, Option<Connection>),
     Closed,
     Cancelled,
@@ -82,11 +95,18 @@ impl Session<'_> {
     /// Whatever ended it.
     pub(super) async fn run(&self) -> Result<SessionEnd, ArchiveError> {
         let (mut connection, mut server) = self.connect().await?;
+        let _companions = Companions::start(self, &server);
         loop {
             let point = self.start_point(&mut connection, &mut server).await?;
-            let end = self.stream(connection, &server, &point).await;
+            let slot = Some(self.settings.slot.clone());
+            let stretch = Stretch { point, slot, until: None };
+            let end = self.stream(connection, &server, &stretch).await;
             self.state.end(None);
-            match end? {
+            let end = match end {
+                Err(error) => return Err(self.meet(error, &server, &stretch).await),
+                Ok(end) => end,
+            };
+            match end {
                 TimelineEnd::Cancelled => return Ok(SessionEnd::Cancelled),
                 TimelineEnd::Closed | TimelineEnd::Next(_, None) => {
                     return Ok(SessionEnd::ServerClosed);
@@ -95,9 +115,25 @@ impl Session<'_> {
                     tracing::info!(%timeline, "the server goes on with another timeline");
                     connection = next;
                     server.identity = connection.identify_system().await?;
-                    self.read_histories(&mut connection, &mut server).await?;
+                    self.learn_timelines(&mut connection, &mut server).await?;
                 }
             }
+        }
+    }
+
+    /// What an error of the stream calls for, before the next attempt.
+    async fn meet(&self, error: ArchiveError, server: &Server, stretch: &Stretch) -> ArchiveError {
+        let code = match &error {
+            ArchiveError::Server(server) => server.code(),
+            _ => None,
+        };
+        // undefined_file inside a stream: the segment has been removed.
+        if code != Some("58P01") {
+            return error;
+        }
+        match self.meet_removed(server, stretch, &error.to_string()).await {
+            Ok(()) => error,
+            Err(worse) => worse,
         }
     }
 
@@ -127,30 +163,41 @@ impl Session<'_> {
             wal_segment_size: segment_size,
         };
         let regions = self.cluster.within(&system_id.to_string()).iter().cloned().collect();
-        connection.create_slot(&self.settings.slot).await?;
-        let mut slot = sql.slot(&self.settings.slot).await?;
-        if slot.as_ref().is_some_and(|slot| slot.wal_status.as_deref() == Some("lost")) {
-            tracing::error!("the slot has lost WAL (max_slot_wal_keep_size): making it anew");
-            connection.drop_slot(&self.settings.slot).await?;
-            connection.create_slot(&self.settings.slot).await?;
-            slot = sql.slot(&self.settings.slot).await?;
-        }
+        let restart_lsn = self.prepare_slot(&mut connection, &sql).await?;
         let mut server = Server {
-            host: connection.host().to_string(),
+            host: connection.host().clone(),
             version: connection.server_version().to_owned(),
             history: TimelineHistory::without_ancestors(identity.timeline),
             histories: Vec::new(),
             identity,
             in_recovery,
-            restart_lsn: slot.and_then(|slot| slot.restart_lsn),
+            restart_lsn,
             format,
             key: ContentKey::for_system(system_id),
             lineage,
             regions,
             established,
         };
-        self.read_histories(&mut connection, &mut server).await?;
+        self.learn_timelines(&mut connection, &mut server).await?;
         Ok((connection, server))
+    }
+
+    /// Makes the slot if it is not there, or has lost its WAL; where its WAL begins.
+    async fn prepare_slot(
+        &self,
+        connection: &mut Connection,
+        sql: &Sql,
+    ) -> Result<Option<Lsn>, ArchiveError> {
+        let name = &self.settings.slot;
+        connection.create_slot(name).await?;
+        let mut slot = sql.slot(name).await?;
+        if slot.as_ref().is_some_and(|slot| slot.wal_status.as_deref() == Some("lost")) {
+            tracing::error!("the slot has lost WAL (max_slot_wal_keep_size): making it anew");
+            connection.drop_slot(name).await?;
+            connection.create_slot(name).await?;
+            slot = sql.slot(name).await?;
+        }
+        Ok(slot.and_then(|slot| slot.restart_lsn))
     }
 
     /// A hot spare asks the server only, and no region.
@@ -173,12 +220,13 @@ impl Session<'_> {
     /// Whether any region holds this lineage. A name under which only other lineages live is
     /// somebody else's (invariant I8).
     async fn check_lineage(&self, system_id: u64) -> Result<bool, ArchiveError> {
-        let own = system_id.to_string();
-        let lookups = self.cluster.iter().map(|region| async {
+        let own = &system_id.to_string();
+        let regions: Vec<Region> = self.cluster.iter().cloned().collect();
+        let lookups = ask_all(&regions, |region| async move {
             let (mut folders, _) = region.list_folder("").await?;
             // Only lineages: their folders are named by numbers.
-            folders.retain(|name| *name != own && name.bytes().all(|byte| byte.is_ascii_digit()));
-            match region.within(&own).get(LINEAGE_FILE).await {
+            folders.retain(|name| name != own && name.bytes().all(|byte| byte.is_ascii_digit()));
+            match region.within(own).get(LINEAGE_FILE).await {
                 Ok(_) => Ok((folders, true)),
                 Err(error) if is_missing(&error) => Ok((folders, false)),
                 Err(error) => Err(error),
@@ -187,7 +235,7 @@ impl Session<'_> {
         let mut failures = Vec::new();
         let mut foreign = None;
         let mut established = false;
-        for (region, lookup) in self.cluster.iter().zip(join_all(lookups).await) {
+        for (region, lookup) in regions.iter().zip(lookups.await) {
             match lookup {
                 Ok((_, true)) => established = true,
                 Ok((folders, false)) if !folders.is_empty() => {
@@ -210,26 +258,18 @@ impl Session<'_> {
         }
     }
 
-    /// Reads every history file that the server has, from timeline 2 on: not only its own ancestry,
-    /// because a recovery looks for the newest timeline number by number. The uploaders store them
-    /// before anything else.
-    async fn read_histories(
+    /// Reads the server's histories and checks them against the archive's. The uploaders store
+    /// them before anything else.
+    async fn learn_timelines(
         &self,
         connection: &mut Connection,
         server: &mut Server,
     ) -> Result<(), ArchiveError> {
-        let current = server.identity.timeline;
-        server.history = TimelineHistory::without_ancestors(current);
-        server.histories.clear();
-        for number in 2..=current.0 {
-            let timeline = TimelineId(number);
-            let Some(content) = connection.timeline_history(timeline).await? else { continue };
-            if timeline == current {
-                server.history = TimelineHistory::parse(timeline, &content)
-                    .map_err(|error| PgError::Protocol(error.to_string()))?;
-            }
-            server.histories.push((timeline, content));
-        }
+        let (history, files) = read_histories(connection, server.identity.timeline).await?;
+        let known = KnownTimelines::read(&server.regions).await;
+        let takes_writes = !server.in_recovery && !self.settings.accept_timeline;
+        server.histories = known.check(&history, files, &server.key, takes_writes)?;
+        server.history = history;
         Ok(())
     }
 
@@ -257,7 +297,7 @@ impl Session<'_> {
                     ),
                 })
             }
-            Some(point) => Ok(point),
+            Some(point) => Ok(self.memory.skip(point)),
             // One that is silent may hold the archive.
             None if !lookup.unread.is_empty() => Err(ArchiveError::NoRegion(lookup.unread)),
             None => {
@@ -268,76 +308,63 @@ impl Session<'_> {
         }
     }
 
-    async fn stream(
+    pub(super) async fn stream(
         &self,
         connection: Connection,
         server: &Server,
-        point: &StartPoint,
+        stretch: &Stretch,
     ) -> Result<TimelineEnd, ArchiveError> {
-        let context = PieceContext {
-            format: server.format,
-            timeline: point.timeline,
-            key: server.key.clone(),
-            level: self.settings.compression_level,
-        };
-        let wal = read_archived(
-            &server.regions,
-            point.timeline,
-            &server.format,
-            &server.key,
-            point.lsn,
-            point.frontier,
-        )
-        .await;
-        let wal = match wal {
-            Ok(wal) => wal,
-            // The server sends it again, and the next larger piece replaces it.
-            Err(error) if error.kind == FailureKind::Damaged => {
-                tracing::error!("{error}");
-                Vec::new()
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let scanner =
-            seeded_scanner(&server.regions, point.timeline, &server.format, &server.key, point.lsn)
-                .await;
-        let slot = &self.settings.slot;
+        let (point, format) = (&stretch.point, &server.format);
+        let (regions, key) = (&server.regions, &server.key);
+        let overlaps = read_overlaps(regions, point, format, key).await;
+        let scanner = seeded_scanner(regions, point.timeline, format, key, point.lsn).await;
+        let slot = stretch.slot.as_deref();
         let started = connection.start_replication(slot, point.lsn, point.timeline).await;
         let mut stream = match started {
             Ok(Ok(stream)) => stream,
             Ok(Err(next)) => return Ok(TimelineEnd::Next(next.timeline, None)),
             Err((error, _)) => return Err(error.into()),
         };
+        let host = stream.connection().host().to_string();
         tracing::info!(
-            server = server.host, timeline = %point.timeline, lsn = %point.lsn, slot, "streaming WAL"
+            server = host, timeline = %point.timeline, lsn = %point.lsn, slot, "streaming WAL"
         );
         self.state.reset_frontiers();
-        let (host, version) = (server.host.clone(), server.version.clone());
-        self.state.begin(host, version, server.identity.system_id, point.timeline);
+        self.state.begin(host, server.version.clone(), server.identity.system_id, point.timeline);
         let cutter = Cutter::new(server.format, point.lsn, scanner);
-        let overlap = Overlap { start: point.lsn, wal };
-        let pipeline = self.start_pipeline(server, context, cutter, overlap);
+        let again = CancellationToken::new();
+        let pipeline = self.start_pipeline(server, point, cutter, overlaps, &again);
         let receiver = Receiver {
             stream: &mut stream,
             feed: &pipeline.feed,
             state: self.state,
             durable: self.state.durable(),
             compared: &pipeline.compared,
+            until: stretch.until,
+            again: &again,
             cancelled: self.cancelled,
         };
         let received = receiver.run().await;
-        self.end_stream(received, stream, pipeline, server, point).await
+        self.end_stream(received, stream, pipeline).await
     }
 
     fn start_pipeline(
         &self,
         server: &Server,
-        context: PieceContext,
+        point: &StartPoint,
         cutter: Cutter,
-        overlap: Overlap,
+        overlaps: Vec<Option<Overlap>>,
+        again: &CancellationToken,
     ) -> Pipeline {
+        let context = PieceContext {
+            format: server.format,
+            timeline: point.timeline,
+            key: server.key.clone(),
+            level: self.settings.compression_level,
+        };
         let backlog = Arc::new(Backlog::new(server.regions.len(), self.settings.memory_limit));
         let cancelled = CancellationToken::new();
+        let repairs = Arc::new(Semaphore::new(REPAIRS_AT_ONCE));
         let before = server.history.ancestors.iter();
         let before = before.take_while(|entry| entry.timeline < context.timeline);
         let ancestors: Vec<_> = before.map(|entry| (entry.timeline, entry.end)).collect();
@@ -355,12 +382,24 @@ impl Session<'_> {
             ancestors: ancestors.clone(),
             histories: server.histories.clone(),
             stream_start,
+            is_compared: overlaps.get(index).is_some_and(Option::is_some),
+            repairs: repairs.clone(),
+            again: again.clone(),
             cancelled: cancelled.clone(),
         });
         let uploaders = uploaders.collect();
-        let durable = self.state.durable();
-        let interval = self.settings.flush_interval;
-        Pipeline::start(cutter, overlap, interval, durable, &backlog, context, uploaders, cancelled)
+        Pipeline::start(PipelineParts {
+            cutter,
+            overlaps: overlaps.into_iter().flatten().collect(),
+            flush_interval: self.settings.flush_interval,
+            durable: self.state.durable(),
+            backlog,
+            context,
+            memory: self.memory.clone(),
+            state: self.state.clone(),
+            uploaders,
+            cancelled,
+        })
     }
 
     /// Lets what was received reach the regions, and says goodbye to the server.
@@ -369,8 +408,6 @@ impl Session<'_> {
         received: Result<ReceiveEnd, PgError>,
         stream: WalStream,
         pipeline: Pipeline,
-        server: &Server,
-        point: &StartPoint,
     ) -> Result<TimelineEnd, ArchiveError> {
         match received {
             Ok(ReceiveEnd::Cancelled) => {
@@ -388,17 +425,16 @@ impl Session<'_> {
                     (StreamEnd::Closed, _) => Ok(TimelineEnd::Closed),
                 }
             }
-            Ok(ReceiveEnd::Pipeline) => {
+            Ok(ReceiveEnd::Reached) => {
+                pipeline.finish(BREAK_PATIENCE, PATIENCE_FOR_OTHERS).await?;
+                Ok(TimelineEnd::Closed)
+            }
+            Ok(ReceiveEnd::Pipeline | ReceiveEnd::Again) => {
                 pipeline.finish(BREAK_PATIENCE, Duration::ZERO).await?;
                 Ok(TimelineEnd::Closed)
             }
             Err(error) => {
-                let from = stream.position();
                 pipeline.finish(BREAK_PATIENCE, PATIENCE_FOR_OTHERS).await?;
-                // undefined_file inside a stream: the segment has been removed.
-                if error.code() == Some("58P01") {
-                    self.record_gap(server, point, from, &error.to_string()).await?;
-                }
                 Err(error.into())
             }
         }
@@ -413,39 +449,5 @@ impl Session<'_> {
             self.state.heard(wal_end, durable, clock);
         }
         stream.finish().await.map(drop)
-    }
-
-    /// The server has removed WAL that the archive lacks (invariant I7). Recorded only when every
-    /// region could be asked: one that is silent may have it.
-    async fn record_gap(
-        &self,
-        server: &Server,
-        point: &StartPoint,
-        from: Lsn,
-        reason: &str,
-    ) -> Result<(), ArchiveError> {
-        let timeline = point.timeline;
-        let lookup = find_start(&server.regions, &server.history, &server.format).await?;
-        let unit = piece_unit(&server.format);
-        let to = server.restart_lsn.unwrap_or(server.identity.flushed).round_down(unit);
-        if !lookup.unread.is_empty() || to <= from || timeline != server.identity.timeline {
-            return Err(ArchiveError::Removed { timeline, from });
-        }
-        let from = lookup.point.map_or(from, |point| point.frontier);
-        let noticed = chrono::Utc::now();
-        let reason = reason.to_owned();
-        let gap = Gap { format: FORMAT_VERSION, timeline, from, to, noticed, reason };
-        let bytes = serde_json::to_vec_pretty(&gap).map_err(std::io::Error::from)?;
-        let key = gap_key(timeline, from, to);
-        tracing::error!(%timeline, %from, %to, "GAP: this WAL is lost for the archive; no restore can cross it. Take a base backup now");
-        let writes = server.regions.iter().map(|region| region.put(&key, bytes.clone().into()));
-        let failures: Vec<_> = join_all(writes).await.into_iter().filter_map(Result::err).collect();
-        if failures.len() == server.regions.len() {
-            return Err(ArchiveError::NoRegion(failures));
-        }
-        for failure in failures {
-            tracing::warn!("the gap is not recorded everywhere: {failure}");
-        }
-        Ok(())
     }
 }

@@ -2,17 +2,15 @@
 //!
 //! The archive's frontier is looked up on the server's timeline, then on its ancestors, never past
 //! a fork. So WAL that an old primary never shipped is fetched from the new one, on the old
-//! timeline, up to the fork. The start is rounded down to a boundary of pieces, and what the
-//! archive already has from there on is compared with what the server sends: a difference is a
+//! timeline, up to the fork. The start is rounded down to a boundary of pieces, and what each
+//! region already has from there on is compared with what the server sends: a difference is a
 //! clone, or a server that lost WAL.
 
-use futures_util::future::join_all;
-
-use super::ArchiveError;
 use super::cutter::piece_unit;
+use super::{ArchiveError, Overlap};
 use crate::repo::ContentKey;
 use crate::store::{
-    FailureKind, Region, StoreError, frontier_of, list_pieces, piece_metadata, read_piece,
+    FailureKind, Region, StoreError, ask_all, frontier_of, list_pieces, piece_metadata, read_wal,
 };
 use crate::wal::{
     Lsn, ScanSummary, Scanner, TimelineHistory, TimelineId, WAL_PAGE_SIZE, WalFormat,
@@ -53,10 +51,12 @@ pub(super) async fn find_start(
     let mut unread = Vec::new();
     for (index, (timeline, begin, end)) in path.iter().enumerate().rev() {
         let begins = (*begin > Lsn::INVALID).then(|| begin.round_down(unit));
-        let lookups = regions.iter().map(|region| frontier_of(region, *timeline, size, begins));
+        let lookups = ask_all(regions, |region| async move {
+            frontier_of(&region, *timeline, size, begins).await
+        });
         let mut frontier: Option<Lsn> = None;
         unread.clear();
-        for lookup in join_all(lookups).await {
+        for lookup in lookups.await {
             match lookup {
                 Ok(found) => frontier = frontier.max(found.map(|found| found.lsn)),
                 Err(error) => unread.push(error),
@@ -71,11 +71,8 @@ pub(super) async fn find_start(
         let point = match end {
             Some(end) if frontier >= *end => {
                 let next = path[index + 1].0;
-                StartPoint {
-                    timeline: next,
-                    lsn: end.round_down(unit),
-                    frontier: end.round_down(unit),
-                }
+                let lsn = end.round_down(unit);
+                StartPoint { timeline: next, lsn, frontier: lsn }
             }
             _ => {
                 let lsn = frontier.max(*begin).round_down(unit);
@@ -87,42 +84,32 @@ pub(super) async fn find_start(
     Ok(StartLookup { point: None, unread })
 }
 
-/// Reads WAL `[from, to)` from whichever region has it, as far as any has.
-pub(super) async fn read_archived(
+/// What each region holds from the start on, to be compared with what the server sends; `None` for
+/// a region that is silent, or whose copy is damaged: the server sends it again.
+pub(super) async fn read_overlaps(
     regions: &[Region],
-    timeline: TimelineId,
+    point: &StartPoint,
     format: &WalFormat,
     key: &ContentKey,
-    from: Lsn,
-    to: Lsn,
-) -> Result<Vec<u8>, StoreError> {
+) -> Vec<Option<Overlap>> {
     let size = format.segment_size;
-    let mut best = Vec::new();
-    let mut failure = None;
-    for region in regions {
-        let outcome = async {
-            let found = list_pieces(region, timeline, size, from, Some(to)).await?;
-            let mut wal = Vec::new();
-            for part in found.coverage.cover(from, to) {
-                let raw = read_piece(region, &part.piece, key).await?;
-                let start = part.piece.start(size).unwrap_or(part.from);
-                let skip = part.from.bytes_since(start) as usize;
-                let length = part.to.bytes_since(part.from) as usize;
-                wal.extend_from_slice(&raw[skip..skip + length]);
+    let (timeline, start) = (point.timeline, point.lsn);
+    // Nothing behind the furthest frontier counts, but a clone may have left it there.
+    let end = start.advance(piece_unit(format));
+    let reads = ask_all(regions, |region| async move {
+        let wal = read_wal(&region, timeline, size, key, start, end).await?;
+        Ok(Overlap { region: region.name().to_owned(), start, wal })
+    });
+    let told = |read: Result<Overlap, StoreError>| match read {
+        Ok(overlap) => Some(overlap),
+        Err(error) => {
+            if error.kind == FailureKind::Damaged {
+                tracing::error!("{error}");
             }
-            Ok::<_, StoreError>(wal)
-        };
-        match outcome.await {
-            Ok(wal) if wal.len() as u64 == to.bytes_since(from) => return Ok(wal),
-            Ok(wal) if wal.len() > best.len() => best = wal,
-            Ok(_) => {}
-            Err(error) => failure = Some(error),
+            None
         }
-    }
-    match failure {
-        Some(error) if best.is_empty() && to > from => Err(error),
-        _ => Ok(best),
-    }
+    };
+    reads.await.into_iter().map(told).collect()
 }
 
 /// A scanner that stands at `start` and knows the record that goes on there, if the archive has
@@ -135,40 +122,40 @@ pub(super) async fn seeded_scanner(
     start: Lsn,
 ) -> Scanner {
     let fresh = Scanner::new(*format, start);
-    let Some(open) = open_record_before(regions, timeline, format, start).await else {
-        return fresh;
-    };
-    let from = open.round_down(WAL_PAGE_SIZE);
-    let wal = read_archived(regions, timeline, format, key, from, start).await.unwrap_or_default();
-    let mut scanner = Scanner::new(*format, from);
-    let mut ignored = ScanSummary::default();
-    let fed = scanner.feed(&wal, &mut ignored, &mut |_| ());
-    if fed.is_ok() && scanner.position() == start { scanner } else { fresh }
+    let seeds = ask_all(regions, |region| async move {
+        let Some(open) = open_record_before(&region, timeline, format, start).await? else {
+            return Ok(None);
+        };
+        let from = open.round_down(WAL_PAGE_SIZE);
+        let wal = read_wal(&region, timeline, format.segment_size, key, from, start).await?;
+        Ok(Some((from, wal)))
+    });
+    for (from, wal) in seeds.await.into_iter().flatten().flatten() {
+        let mut scanner = Scanner::new(*format, from);
+        let mut ignored = ScanSummary::default();
+        let fed = scanner.feed(&wal, &mut ignored, &mut |_| ());
+        if fed.is_ok() && scanner.position() == start {
+            return scanner;
+        }
+    }
+    fresh
 }
 
 /// Where the record begins that goes on at `start`, as the piece before it says.
 async fn open_record_before(
-    regions: &[Region],
+    region: &Region,
     timeline: TimelineId,
     format: &WalFormat,
     start: Lsn,
-) -> Option<Lsn> {
+) -> Result<Option<Lsn>, StoreError> {
     let size = format.segment_size;
-    let before = Lsn(start.0.checked_sub(1)?);
-    for region in regions {
-        let Ok(found) = list_pieces(region, timeline, size, before, Some(start)).await else {
-            continue;
-        };
-        let parts = found.coverage.cover(before, start);
-        let Some(part) = parts.last() else { continue };
-        if part.piece.end(size) != Some(start) {
-            continue;
-        }
-        if let Ok(metadata) = piece_metadata(region, &part.piece).await {
-            return metadata.wal.open_record;
-        }
-    }
-    None
+    let Some(before) = start.0.checked_sub(1).map(Lsn) else { return Ok(None) };
+    let found = list_pieces(region, timeline, size, before, Some(start)).await?;
+    let parts = found.coverage.cover(before, start);
+    let Some(part) = parts.last().filter(|part| part.piece.end(size) == Some(start)) else {
+        return Ok(None);
+    };
+    Ok(piece_metadata(region, &part.piece).await?.wal.open_record)
 }
 
 /// Whether a failure to look something up means that the object is not there.

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::durability::durable_lsn;
+use super::durability::{Hold, HoldLimits};
 use crate::config::Durability;
 use crate::wal::{Lsn, TimelineId};
 
@@ -18,6 +19,10 @@ const MAX_SAMPLES: usize = 4096;
 const SAMPLE_SPACING: Duration = Duration::from_millis(50);
 /// A region that failed for so long counts as unreachable.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(5);
+/// A region that was unreachable counts as healthy again once it has worked for so long.
+const HEALTHY_AFTER: Duration = Duration::from_secs(3);
+/// Alarms that are kept; each is told once.
+const MAX_ALARMS: usize = 32;
 
 /// How a region stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,6 +92,10 @@ pub struct ArchiveReport {
     pub wal_end: Lsn,
     /// What the durability policy makes of the regions.
     pub durable_lsn: Lsn,
+    /// Whether the durability policy has given way (`wal.max_hold`).
+    pub has_fallen_back: bool,
+    /// What an operator must look into, until the next restart.
+    pub alarms: Vec<String>,
     /// The regions.
     pub regions: Vec<RegionReport>,
 }
@@ -99,7 +108,20 @@ struct RegionState {
     repairing: bool,
     behind: bool,
     failing_since: Option<Instant>,
+    /// When it answered again after it had been unreachable.
+    back_since: Option<Instant>,
     last_error: Option<String>,
+}
+
+impl RegionState {
+    fn worked(&mut self) {
+        let now = Instant::now();
+        if let Some(since) = self.failing_since.take()
+            && now.duration_since(since) >= UNREACHABLE_AFTER
+        {
+            self.back_since = Some(now);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +137,11 @@ struct Inner {
     wal_end: Lsn,
     samples: VecDeque<(Lsn, Instant)>,
     regions: Vec<RegionState>,
+    hold: Hold,
+    /// The server waits for this archiver before it lets commits return.
+    is_synchronous: bool,
+    alarms: Vec<String>,
+    asked: Vec<(Lsn, Lsn)>,
 }
 
 /// The archiver's state, shared by its tasks.
@@ -122,13 +149,16 @@ struct Inner {
 pub struct ArchiveState {
     inner: Arc<Mutex<Inner>>,
     policy: Durability,
+    limits: HoldLimits,
     durable: Arc<watch::Sender<Lsn>>,
+    gaps: Arc<watch::Sender<u64>>,
 }
 
 impl ArchiveState {
     /// A state for regions with these names and URLs.
     pub fn new(
         policy: Durability,
+        limits: HoldLimits,
         regions: impl Iterator<Item = (String, String)>,
     ) -> ArchiveState {
         let regions = regions
@@ -139,6 +169,7 @@ impl ArchiveState {
                 repairing: false,
                 behind: false,
                 failing_since: None,
+                back_since: None,
                 last_error: None,
             })
             .collect();
@@ -146,7 +177,9 @@ impl ArchiveState {
         ArchiveState {
             inner: Arc::new(Mutex::new(inner)),
             policy,
+            limits,
             durable: Arc::new(watch::Sender::new(Lsn::INVALID)),
+            gaps: Arc::new(watch::Sender::new(0)),
         }
     }
 
@@ -159,10 +192,67 @@ impl ArchiveState {
         self.durable.subscribe()
     }
 
-    fn update_durable(&self, inner: &Inner) {
+    /// How many gaps were recorded since the start, and its changes: each calls for a new base
+    /// backup.
+    pub fn gaps(&self) -> watch::Receiver<u64> {
+        self.gaps.subscribe()
+    }
+
+    pub(super) fn gap_recorded(&self) {
+        self.gaps.send_modify(|gaps| *gaps += 1);
+    }
+
+    fn update_durable(&self, inner: &mut Inner) {
         let frontiers: Vec<_> = inner.regions.iter().map(|region| region.frontier).collect();
-        let durable = durable_lsn(self.policy, &frontiers);
-        self.durable.send_if_modified(|value| std::mem::replace(value, durable) != durable);
+        let limits = (!inner.is_synchronous).then_some(self.limits);
+        let before = inner.hold.has_fallen_back();
+        let durable = inner.hold.decide(self.policy, limits, &frontiers, Instant::now());
+        match (before, inner.hold.has_fallen_back()) {
+            (false, true) => tracing::error!(
+                "the regions that durability = {:?} waits for hold too much WAL on the server: one region is enough until they have caught up (wal.max_hold_bytes, wal.max_hold_time)",
+                self.policy
+            ),
+            (true, false) => tracing::info!("durability = {:?} holds again", self.policy),
+            _ => {}
+        }
+        // What was called durable stays so: a policy that comes back takes nothing back.
+        self.durable.send_if_modified(|value| {
+            let moves = durable > *value;
+            *value = durable.max(*value);
+            moves
+        });
+    }
+
+    /// Time passes: the durability policy may give way.
+    pub(super) fn tick(&self) {
+        self.update_durable(&mut self.lock());
+    }
+
+    /// Whether commits on the server wait for this archiver.
+    pub(super) fn set_synchronous(&self, is_synchronous: bool) {
+        let mut inner = self.lock();
+        inner.is_synchronous = is_synchronous;
+        self.update_durable(&mut inner);
+    }
+
+    /// Notes what an operator must look into; whether it is new.
+    pub(super) fn alarm(&self, alarm: String) -> bool {
+        let mut inner = self.lock();
+        let is_new = !inner.alarms.contains(&alarm) && inner.alarms.len() < MAX_ALARMS;
+        if is_new {
+            inner.alarms.push(alarm);
+        }
+        is_new
+    }
+
+    /// Whether the server has not been asked for this range yet.
+    pub(super) fn asks_first_time(&self, range: (Lsn, Lsn)) -> bool {
+        let mut inner = self.lock();
+        let is_new = !inner.asked.contains(&range);
+        if is_new {
+            inner.asked.push(range);
+        }
+        is_new
     }
 
     /// Streaming begins from a server, on a timeline.
@@ -198,7 +288,8 @@ impl ArchiveState {
         for region in &mut inner.regions {
             region.frontier = None;
         }
-        self.update_durable(&inner);
+        inner.hold = Hold::default();
+        self.durable.send_replace(Lsn::INVALID);
     }
 
     /// The server spoke.
@@ -235,8 +326,7 @@ impl ArchiveState {
     pub(super) fn set_frontier(&self, region: usize, frontier: Lsn) {
         let mut inner = self.lock();
         inner.regions[region].frontier = Some(frontier);
-        inner.regions[region].failing_since = None;
-        self.update_durable(&inner);
+        self.update_durable(&mut inner);
     }
 
     /// A region is copying what it missed, or has done so.
@@ -259,7 +349,7 @@ impl ArchiveState {
 
     /// A request to a region worked.
     pub(super) fn worked(&self, region: usize) {
-        self.lock().regions[region].failing_since = None;
+        self.lock().regions[region].worked();
     }
 
     /// Everything, for people and programs.
@@ -279,6 +369,8 @@ impl ArchiveState {
             server_time: inner.server_time,
             wal_end: inner.wal_end,
             durable_lsn,
+            has_fallen_back: inner.hold.has_fallen_back(),
+            alarms: inner.alarms.clone(),
             regions,
         }
     }
@@ -288,10 +380,13 @@ impl Inner {
     fn region_report(&self, region: &RegionState, now: Instant) -> RegionReport {
         let frontier = region.frontier;
         let failing = region.failing_since.map(|since| now.duration_since(since));
+        let back = region.back_since.map(|since| now.duration_since(since));
+        let is_back_shortly = back.is_some_and(|time| time < HEALTHY_AFTER);
         let health = match failing {
             Some(time) if time >= UNREACHABLE_AFTER => RegionHealth::Unreachable,
             _ if region.repairing => RegionHealth::Repairing,
             _ if region.behind || frontier.is_none() => RegionHealth::Lagging,
+            _ if is_back_shortly => RegionHealth::Lagging,
             _ => RegionHealth::Healthy,
         };
         let oldest = frontier

@@ -1,10 +1,12 @@
 //! Keeps a session running: reconnects with growing pauses, stops when told to.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::alive::{archiver_name, keep_saying};
+use super::memory::Memory;
 use super::session::{Session, SessionEnd};
 use super::{ArchiveError, ArchiveSettings, ArchiveState};
 use crate::pg::Connector;
@@ -24,6 +26,7 @@ pub struct Archiver {
     connector: Connector,
     regions: Regions,
     state: ArchiveState,
+    memory: Memory,
 }
 
 impl Archiver {
@@ -31,9 +34,9 @@ impl Archiver {
     pub fn new(settings: ArchiveSettings, connector: Connector, regions: &Regions) -> Archiver {
         let names =
             regions.iter().map(|region| (region.name().to_owned(), region.url().to_owned()));
-        let state = ArchiveState::new(settings.durability, names);
+        let state = ArchiveState::new(settings.durability, settings.max_hold, names);
         let regions = regions.within(&settings.cluster);
-        Archiver { settings, connector, regions, state }
+        Archiver { settings, connector, regions, state, memory: Memory::default() }
     }
 
     /// What it knows of itself; stays valid while it runs.
@@ -91,6 +94,7 @@ impl Archiver {
             connector: &self.connector,
             cluster: &self.regions,
             state: &self.state,
+            memory: &self.memory,
             cancelled,
         };
         let quiet = CancellationToken::new();

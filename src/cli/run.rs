@@ -16,6 +16,10 @@ pub struct Args {
     /// Accept a server with another system identifier than the archive's: after pg_upgrade
     #[arg(long)]
     new_lineage: bool,
+    /// Archive a server that takes writes on an older timeline than the archive's newest: after
+    /// going back to an old primary on purpose
+    #[arg(long)]
+    accept_timeline: bool,
     /// Fill a region that is empty although the others are not
     #[arg(long, value_name = "NAME")]
     new_region: Vec<String>,
@@ -27,6 +31,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let regions = open_regions(&config, &[])?;
     let mut settings = ArchiveSettings::new(&config.cluster, &config.wal);
     settings.new_lineage = args.new_lineage;
+    settings.accept_timeline = args.accept_timeline;
     settings.new_regions = args.new_region;
     let archiver = Archiver::new(settings, Connector::new(conninfo(&config)?), &regions);
     let cancelled = CancellationToken::new();

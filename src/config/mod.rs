@@ -77,6 +77,10 @@ pub struct WalConfig {
     pub flush_interval: Span,
     /// When WAL counts as safe.
     pub durability: Durability,
+    /// WAL that the slot may be made to hold for regions that `durability` waits for.
+    pub max_hold_bytes: ByteSize,
+    /// How long `durability` waits for a region that takes nothing.
+    pub max_hold_time: Span,
     /// zstd's level, negative ones included.
     pub compression_level: i32,
     /// Memory for WAL on its way.
@@ -134,6 +138,8 @@ impl Default for WalConfig {
         WalConfig {
             flush_interval: Span(Duration::from_secs(5)),
             durability: Durability::Any,
+            max_hold_bytes: ByteSize(16 << 30),
+            max_hold_time: Span(Duration::from_secs(3600)),
             compression_level: 1,
             memory_limit: ByteSize(128 << 20),
             alive_interval: Span(Duration::from_secs(60)),

@@ -68,19 +68,20 @@ fn time_from(microseconds: i64) -> DateTime<Utc> {
 }
 
 impl Connection {
-    /// START_REPLICATION for physical replication. `start` must not lie behind the server's WAL.
+    /// START_REPLICATION for physical replication, with a slot or without. `start` must not lie behind the server's WAL.
     ///
     /// # Errors
     /// When the slot is in use, the WAL is gone, or the connection breaks. The connection can be
     /// used again only after errors that the server reported.
     pub async fn start_replication(
         mut self,
-        slot: &str,
+        slot: Option<&str>,
         start: Lsn,
         timeline: TimelineId,
     ) -> Result<Result<WalStream, NextTimeline>, (PgError, Option<Connection>)> {
-        let slot = quote_identifier(slot);
-        let sql = format!("START_REPLICATION SLOT {slot} PHYSICAL {start} TIMELINE {timeline}");
+        let slot = slot.map(|slot| format!("SLOT {} ", quote_identifier(slot)));
+        let slot = slot.unwrap_or_default();
+        let sql = format!("START_REPLICATION {slot}PHYSICAL {start} TIMELINE {timeline}");
         if let Err(error) = self.send_query(&sql).await {
             return Err((error, None));
         }

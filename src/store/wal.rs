@@ -27,7 +27,7 @@ pub struct PieceIndex {
 pub struct Frontier {
     /// Behind the last byte that follows without a hole.
     pub lsn: Lsn,
-    /// Small pieces near the frontier, which a larger one will replace.
+    /// All pieces in the newest folders: larger ones among them replace smaller ones.
     pub recent: Vec<PieceName>,
 }
 
@@ -117,13 +117,7 @@ pub async fn frontier_of(
     if lsn == start && lowest > start {
         return Ok(None);
     }
-    let near = size.start_of(size.segment_before(lsn));
-    let recent = pieces
-        .pieces()
-        .filter(|piece| piece.start(size).is_some_and(|start| start >= near))
-        .copied()
-        .collect();
-    Ok(Some(Frontier { lsn, recent }))
+    Ok(Some(Frontier { lsn, recent: pieces.pieces().copied().collect() }))
 }
 
 /// The lowest LSN of a timeline that a region holds.
@@ -203,8 +197,23 @@ pub async fn read_piece_object(
     content_key: &ContentKey,
 ) -> Result<bytes::Bytes, StoreError> {
     let bytes = region.get(&piece.key()).await?;
-    open_piece(region, piece, content_key, bytes.clone()).await?;
-    Ok(bytes)
+    let object = bytes.clone();
+    // Frame by frame: the whole content is never held.
+    with_piece(region, piece, bytes, {
+        let (piece, key) = (*piece, content_key.clone());
+        move |container| {
+            let mut hasher = key.hasher();
+            let mut length = 0;
+            for index in 0..container.trailer().frames.len() {
+                let frame = container.frame(index).map_err(|error| error.to_string())?;
+                hasher.update(&frame);
+                length += frame.len() as u64;
+            }
+            check_content(&piece, length, hasher.finish())
+        }
+    })
+    .await?;
+    Ok(object)
 }
 
 async fn open_piece(
@@ -213,25 +222,41 @@ async fn open_piece(
     content_key: &ContentKey,
     bytes: bytes::Bytes,
 ) -> Result<Vec<u8>, StoreError> {
+    let (name, key) = (*piece, content_key.clone());
+    with_piece(region, piece, bytes, move |container| {
+        let raw = container.raw().map_err(|error| error.to_string())?;
+        check_content(&name, raw.len() as u64, key.hash(&raw))?;
+        Ok(raw)
+    })
+    .await
+}
+
+fn check_content(piece: &PieceName, length: u64, hash: ContentHash) -> Result<(), String> {
+    if length == piece.len() && hash.short() == piece.hash {
+        return Ok(());
+    }
+    Err("its content does not have the hash in its name".to_owned())
+}
+
+/// Opens an object as a piece, away from the runtime's threads; its place is checked.
+async fn with_piece<T: Send + 'static>(
+    region: &Region,
+    piece: &PieceName,
+    bytes: bytes::Bytes,
+    work: impl FnOnce(&Container) -> Result<T, String> + Send + 'static,
+) -> Result<T, StoreError> {
     let key = piece.key();
     let piece = *piece;
-    let content_key = content_key.clone();
     let opened = tokio::task::spawn_blocking(move || {
         let container = Container::open(bytes).map_err(|error| error.to_string())?;
-        let metadata = container.trailer().metadata.clone();
         if container.trailer().raw_size() != piece.len() {
             return Err("its length is not the one in its name".to_owned());
         }
-        let raw = container.raw().map_err(|error| error.to_string())?;
-        let hash: ContentHash = content_key.hash(&raw);
-        if raw.len() as u64 != piece.len() || hash.short() != piece.hash {
-            return Err("its content does not have the hash in its name".to_owned());
-        }
-        check_place(&metadata, &piece)?;
-        Ok(raw)
+        check_place(&container.trailer().metadata, &piece)?;
+        work(&container)
     });
     match opened.await {
-        Ok(Ok(raw)) => Ok(raw),
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(problem)) => Err(region.damaged(&key, problem)),
         Err(error) => Err(region.error("read", &key, FailureKind::Permanent, error.to_string())),
     }
@@ -249,6 +274,45 @@ fn check_place(metadata: &[u8], piece: &PieceName) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Reads WAL `[from, to)`, verified, as far as the region has it without a hole.
+///
+/// # Errors
+/// When the store fails or a piece is damaged.
+pub async fn read_wal(
+    region: &Region,
+    timeline: TimelineId,
+    size: SegmentSize,
+    key: &ContentKey,
+    from: Lsn,
+    to: Lsn,
+) -> Result<Vec<u8>, StoreError> {
+    let found = list_pieces(region, timeline, size, from, Some(to)).await?;
+    read_cover(region, &found.coverage, size, key, from, to).await
+}
+
+/// [`read_wal`] from pieces that were listed before.
+///
+/// # Errors
+/// When the store fails or a piece is damaged.
+pub async fn read_cover(
+    region: &Region,
+    coverage: &Coverage,
+    size: SegmentSize,
+    key: &ContentKey,
+    from: Lsn,
+    to: Lsn,
+) -> Result<Vec<u8>, StoreError> {
+    let mut wal = Vec::new();
+    for part in coverage.cover(from, to) {
+        let raw = read_piece(region, &part.piece, key).await?;
+        let start = part.piece.start(size).unwrap_or(part.from);
+        let skip = part.from.bytes_since(start) as usize;
+        let length = part.to.bytes_since(part.from) as usize;
+        wal.extend_from_slice(&raw[skip..skip + length]);
+    }
+    Ok(wal)
 }
 
 /// Reads what a piece says of itself, without its content.

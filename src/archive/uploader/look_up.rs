@@ -1,0 +1,169 @@
+//! Where a region stands when a session begins: is it the right one, what does it hold, what of
+//! older timelines does it miss.
+
+use std::collections::BTreeSet;
+
+use super::{Progress, Uploader};
+use crate::repo::{LINEAGE_FILE, PieceName, TIMELINE_FOLDER, history_key, parse_history_name};
+use crate::store::{FailureKind, StoreError, frontier_of, lowest_of, read_wal};
+use crate::wal::{Lsn, TimelineId};
+
+/// What was found.
+pub(super) struct Found {
+    pub(super) progress: Progress,
+    /// The pieces in the newest folders.
+    pub(super) known: BTreeSet<PieceName>,
+    /// WAL of an older timeline that is missing and that no other region could give.
+    pub(super) older_hole: Option<Lsn>,
+}
+
+impl Uploader {
+    pub(super) async fn look_up(&self) -> Result<Found, StoreError> {
+        self.check_lineage().await?;
+        self.store_histories().await?;
+        let mut begin = None;
+        let mut older_hole = None;
+        for (ancestor, end) in &self.ancestors {
+            let hole = self.complete(*ancestor, begin, *end).await?;
+            older_hole = older_hole.or(hole);
+            begin = Some(end.round_down(self.unit()));
+        }
+        let size = self.context.format.segment_size;
+        let found = frontier_of(&self.region, self.context.timeline, size, begin).await?;
+        let known: BTreeSet<PieceName> =
+            found.iter().flat_map(|frontier| frontier.recent.iter().copied()).collect();
+        let unit = self.unit();
+        let small = known.iter().filter(|piece| piece.len() < unit).copied().collect();
+        let has_pieces = found.is_some();
+        let tip = match (found, begin) {
+            (Some(found), _) => found.lsn,
+            (None, Some(begin)) => begin,
+            (None, None) => {
+                self.lowest_elsewhere(self.context.timeline).await?.unwrap_or(self.stream_start)
+            }
+        };
+        if has_pieces && !self.is_compared && tip > self.stream_start {
+            self.compare(tip).await?;
+        }
+        Ok(Found { progress: Progress::new(size, tip, has_pieces, small), known, older_hole })
+    }
+
+    async fn check_lineage(&self) -> Result<(), StoreError> {
+        match self.region.get(LINEAGE_FILE).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == FailureKind::NotFound && self.may_begin => {
+                self.region.put(LINEAGE_FILE, self.lineage.to_bytes().into()).await.map(|_| ())
+            }
+            Err(mut error) if error.kind == FailureKind::NotFound => {
+                error.message = "it holds nothing of this cluster while other regions do: is it the right bucket or folder, and is its disk mounted? If the region is new, start once with --new-region and its name".into();
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores the history files that the region lacks. One that has another content for the same
+    /// timeline belongs to another history (invariant I2).
+    async fn store_histories(&self) -> Result<(), StoreError> {
+        if self.histories.is_empty() {
+            return Ok(());
+        }
+        let listed = self.region.list(TIMELINE_FOLDER).await?;
+        let there: Vec<_> =
+            listed.iter().filter_map(|object| parse_history_name(object.file_name())).collect();
+        for (timeline, content) in &self.histories {
+            let hash = self.context.key.hash(content).short();
+            if there.contains(&(*timeline, hash)) {
+                continue;
+            }
+            let key = history_key(*timeline, hash);
+            if there.iter().any(|(other, _)| other == timeline) {
+                let problem = format!(
+                    "the region has another history file of timeline {timeline}: two servers were promoted to it, and their WAL must not be mixed"
+                );
+                return Err(self.region.damaged(&key, problem));
+            }
+            self.region.put(&key, content.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies what this region lacks of an older timeline, up to where that one ends. What no
+    /// region has cannot be copied: where that begins is the outcome.
+    async fn complete(
+        &self,
+        timeline: TimelineId,
+        begin: Option<Lsn>,
+        end: Lsn,
+    ) -> Result<Option<Lsn>, StoreError> {
+        let size = self.context.format.segment_size;
+        let stored = frontier_of(&self.region, timeline, size, begin).await?;
+        let from = match (stored, begin) {
+            (Some(stored), _) => Some(stored.lsn),
+            (None, Some(begin)) => Some(begin),
+            (None, None) => None,
+        };
+        if from.is_some_and(|from| from >= end) {
+            return Ok(None);
+        }
+        let lowest = self.lowest_elsewhere(timeline).await?;
+        // The archive may have begun later.
+        let from = from.max(lowest.filter(|lowest| from.is_none_or(|from| *lowest > from)));
+        match from {
+            Some(from) if from < end && lowest.is_some() => {
+                let copied = self.copy(timeline, from, end).await?;
+                if copied.reached >= end {
+                    return Ok(None);
+                }
+                let problem = copied.shortfall(&self.region, end);
+                tracing::error!(region = self.region.name(), %timeline, "{problem}");
+                Ok(Some(copied.reached))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The lowest LSN of a timeline that another region holds.
+    async fn lowest_elsewhere(&self, timeline: TimelineId) -> Result<Option<Lsn>, StoreError> {
+        let size = self.context.format.segment_size;
+        let mut lowest: Option<Lsn> = None;
+        for other in &self.others {
+            match lowest_of(other, timeline, size).await {
+                Ok(found) => lowest = [lowest, found].into_iter().flatten().min(),
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+        Ok(lowest)
+    }
+
+    /// Compares what this region holds from the stream's start on with what another one holds: the
+    /// session could not, because this region was silent then.
+    async fn compare(&self, tip: Lsn) -> Result<(), StoreError> {
+        let (timeline, format) = (self.context.timeline, &self.context.format);
+        let from = self.stream_start;
+        let size = format.segment_size;
+        let key = &self.context.key;
+        let own = match read_wal(&self.region, timeline, size, key, from, tip).await {
+            Ok(own) => own,
+            // Larger pieces replace what is damaged, and verification finds what is not replaced.
+            Err(error) if error.kind == FailureKind::Damaged => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for other in &self.others {
+            let Ok(theirs) = read_wal(other, timeline, size, key, from, tip).await else {
+                continue;
+            };
+            let length = own.len().min(theirs.len());
+            if own[..length] != theirs[..length] {
+                let same = own.iter().zip(&theirs).take_while(|(a, b)| a == b).count() as u64;
+                let problem = format!(
+                    "its WAL differs from that of region {} at {} on timeline {timeline}: two histories",
+                    other.name(),
+                    from.advance(same)
+                );
+                return Err(self.region.damaged("wal", problem));
+            }
+        }
+        Ok(())
+    }
+}
