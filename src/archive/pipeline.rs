@@ -5,22 +5,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{AcquireError, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::ArchiveError;
 use super::backlog::Backlog;
-use super::cutter::{Cutter, piece_unit};
+use super::cutter::{Cut, Cutter, piece_unit};
 use super::memory::Memory;
-use super::piece::{Piece, PieceContext, PieceJob};
+use super::piece::{self, Assembly, Part, Pending, PieceContext, PieceHash, PieceJob};
 use super::state::ArchiveState;
 use super::uploader::Uploader;
+use crate::repo::Frame;
 use crate::wal::Lsn;
 
 /// Messages between socket and cutter: at most 128 KiB of WAL each.
 const FEED_CAPACITY: usize = 64;
+
+/// Pieces between being cut and being whole.
+const ASSEMBLING: usize = 4;
 
 /// With `flush_interval = "0s"`: how long WAL waits for the piece before it to become durable.
 const CONTINUOUS_LIMIT: Duration = Duration::from_millis(500);
@@ -68,7 +72,8 @@ pub(super) struct PipelineParts {
     pub(super) cancelled: CancellationToken,
 }
 
-type Compressing = (JoinHandle<std::io::Result<Arc<Piece>>>, u64);
+/// A piece under way, and the memory that was reserved for it.
+type Assembling = (Assembly, u64);
 
 struct CutterTask {
     cutter: Cutter,
@@ -79,7 +84,13 @@ struct CutterTask {
     context: PieceContext,
     memory: Memory,
     state: ArchiveState,
-    compressing: mpsc::Sender<Compressing>,
+    assembling: mpsc::Sender<Assembling>,
+    /// Jobs that compress or hash at once: as many as there are cores.
+    cores: Arc<Semaphore>,
+    /// The full frames of the current piece.
+    frames: Vec<Pending<Frame>>,
+    /// Memory reserved for them.
+    frames_reserved: u64,
     /// When the oldest byte that no piece holds arrived.
     oldest: Option<Instant>,
     /// How far pieces were cut; `None` before the first.
@@ -95,7 +106,7 @@ impl Pipeline {
         let PipelineParts { backlog, context, memory, state, uploaders, cancelled, .. } = parts;
         let (feed, feed_receiver) = mpsc::channel(FEED_CAPACITY);
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let (compressing, sequence) = mpsc::channel(cores);
+        let (assembling, sequence) = mpsc::channel(ASSEMBLING);
         let compared = Arc::new(AtomicU64::new(0));
         let task = CutterTask {
             cutter,
@@ -103,10 +114,13 @@ impl Pipeline {
             flush_interval,
             durable,
             backlog: backlog.clone(),
-            context,
+            context: context.clone(),
             memory,
             state,
-            compressing,
+            assembling,
+            cores: Arc::new(Semaphore::new(cores)),
+            frames: Vec::new(),
+            frames_reserved: 0,
             oldest: None,
             cut: None,
             compared: compared.clone(),
@@ -119,7 +133,7 @@ impl Pipeline {
             feed,
             compared,
             cutter: tokio::spawn(task.run(feed_receiver)),
-            sequencer: tokio::spawn(in_order(sequence, backlog.clone())),
+            sequencer: tokio::spawn(in_order(sequence, backlog, context)),
             uploaders: running,
             cancelled,
         }
@@ -170,11 +184,12 @@ fn joined(
 
 /// Puts finished pieces into the queue in the order of the WAL.
 async fn in_order(
-    mut sequence: mpsc::Receiver<Compressing>,
+    mut sequence: mpsc::Receiver<Assembling>,
     backlog: Arc<Backlog>,
+    context: PieceContext,
 ) -> Result<(), ArchiveError> {
-    while let Some((handle, reserved)) = sequence.recv().await {
-        let piece = handle.await.map_err(std::io::Error::other)??;
+    while let Some((assembly, reserved)) = sequence.recv().await {
+        let piece = assembly.finish(&context).await.map_err(std::io::Error::other)?;
         tracing::debug!(piece = %piece.name, stored = piece.body.len(), "piece is ready");
         backlog.push(piece, reserved);
     }
@@ -217,12 +232,18 @@ impl CutterTask {
 
     async fn take(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
         self.compare(bytes)?;
-        let mut jobs = Vec::new();
-        self.cutter.push(bytes, &mut jobs)?;
+        let mut cuts = Vec::new();
+        self.cutter.push(bytes, &mut cuts)?;
         self.compared.store(self.cutter.position().0, Ordering::Release);
-        let full = !jobs.is_empty();
-        for job in jobs {
-            self.dispatch(job).await?;
+        let mut full = false;
+        for cut in cuts {
+            match cut {
+                Cut::Frame(raw) => self.compress(raw).await?,
+                Cut::Piece(job) => {
+                    full = true;
+                    self.dispatch(job).await?;
+                }
+            }
         }
         if full || self.oldest.is_none() {
             self.oldest = self.cutter.has_unflushed().then(Instant::now);
@@ -242,13 +263,53 @@ impl CutterTask {
         if !job.summary.damage.is_empty() {
             self.meet_damage(&job)?;
         }
-        let reserved = job.len();
-        self.cut = Some(job.start.advance(reserved));
-        self.backlog.reserve(reserved).await;
-        let context = self.context.clone();
-        let handle = tokio::task::spawn_blocking(move || job.finish(&context));
-        let sent = self.compressing.send((handle, reserved)).await;
+        self.cut = Some(job.end);
+        let mut frames = Vec::with_capacity(job.parts.len());
+        let mut reserved = 0;
+        if job.is_full {
+            frames = std::mem::take(&mut self.frames);
+            reserved = std::mem::take(&mut self.frames_reserved);
+        } else {
+            reserved += job.len();
+            self.backlog.reserve(reserved).await;
+            for part in &job.parts {
+                match part {
+                    Part::Frame(index) => frames.extend(self.frames.get(*index).cloned()),
+                    Part::Raw(raw) => frames.push(self.start_compressing(raw.clone()).await?),
+                }
+            }
+        }
+        let hash = match &job.hash {
+            PieceHash::Known(hash) => piece::known(*hash),
+            PieceHash::Of(raw) => {
+                piece::hash(raw.clone(), self.context.key.clone(), self.permit().await?)
+            }
+        };
+        let sent = self.assembling.send((Assembly { job, frames, hash }, reserved)).await;
         sent.map_err(|_| ArchiveError::Io(std::io::Error::other("the queue of pieces ended")))
+    }
+
+    /// Compresses a full frame while the piece goes on.
+    async fn compress(&mut self, raw: Bytes) -> Result<(), ArchiveError> {
+        let length = raw.len() as u64;
+        self.backlog.reserve(length).await;
+        self.frames_reserved += length;
+        let frame = self.start_compressing(raw).await?;
+        self.frames.push(frame);
+        Ok(())
+    }
+
+    async fn start_compressing(&self, raw: Bytes) -> Result<Pending<Frame>, ArchiveError> {
+        let level = self.context.level;
+        if let Some(frame) = piece::compress_small(&raw, level) {
+            return Ok(frame);
+        }
+        Ok(piece::compress(raw, level, self.permit().await?))
+    }
+
+    async fn permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, ArchiveError> {
+        let permit = self.cores.clone().acquire_owned().await;
+        permit.map_err(|error: AcquireError| ArchiveError::Io(std::io::Error::other(error)))
     }
 
     /// Damaged WAL may have been damaged on its way: it is asked for once more. If it comes so

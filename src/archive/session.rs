@@ -331,7 +331,7 @@ impl Session<'_> {
         );
         self.state.reset_frontiers();
         self.state.begin(host, server.version.clone(), server.identity.system_id, point.timeline);
-        let cutter = Cutter::new(server.format, point.lsn, scanner);
+        let cutter = Cutter::new(server.format, server.key.clone(), point.lsn, scanner);
         let again = CancellationToken::new();
         let pipeline = self.start_pipeline(server, point, cutter, overlaps, &again);
         let receiver = Receiver {

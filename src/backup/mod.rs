@@ -7,6 +7,7 @@
 //! backup's start to its stop is there: a crash at any point leaves nothing that counts as a backup
 //! (invariant I3).
 
+mod after_gap;
 mod fanout;
 mod packer;
 mod packs;
@@ -22,6 +23,7 @@ use crate::pg::PgError;
 use crate::repo::BackupInfo;
 use crate::store::StoreError;
 
+pub use after_gap::back_up_after_gaps;
 pub use take::{BackupRequest, take_backup};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
 

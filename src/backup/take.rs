@@ -32,6 +32,8 @@ pub struct BackupRequest {
     pub connector: Connector,
     /// How WAL is archived when no sidecar does.
     pub archive: ArchiveSettings,
+    /// An archiver runs in this process already.
+    pub has_archiver: bool,
     /// zstd's level.
     pub compression_level: i32,
     /// Kilobytes a second at most.
@@ -77,9 +79,10 @@ pub async fn take_backup(
     let sql = request.connector.sql(connection.host()).await?;
     let facts = sql.server_facts().await?;
     let slot = sql.slot(&request.archive.slot).await?;
-    let own_archiver = match slot.and_then(|slot| slot.active_pid) {
-        Some(_) => None,
-        None => {
+    let is_archived = request.has_archiver || slot.is_some_and(|slot| slot.active_pid.is_some());
+    let own_archiver = match is_archived {
+        true => None,
+        false => {
             let settings = request.archive.clone();
             Some(OwnArchiver::start(settings, request.connector.clone(), regions).await?)
         }

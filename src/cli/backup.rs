@@ -53,6 +53,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let request = BackupRequest {
         connector: Connector::new(conninfo(&config)?),
         archive: ArchiveSettings::new(&config.cluster, &config.wal),
+        has_archiver: false,
         compression_level: config.backup.compression_level,
         max_rate: args.max_rate,
         spread_checkpoint: args.spread_checkpoint,

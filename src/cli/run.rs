@@ -7,6 +7,8 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, conninfo, open_regions};
 use super::{CliError, Exit};
 use crate::archive::{ArchiveSettings, Archiver};
+use crate::backup::{BackupRequest, back_up_after_gaps};
+use crate::config::OnGap;
 use crate::pg::Connector;
 use crate::serve::{Objectives, Service};
 
@@ -33,9 +35,23 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     settings.new_lineage = args.new_lineage;
     settings.accept_timeline = args.accept_timeline;
     settings.new_regions = args.new_region;
-    let archiver = Archiver::new(settings, Connector::new(conninfo(&config)?), &regions);
+    let connector = Connector::new(conninfo(&config)?);
+    let archiver = Archiver::new(settings.clone(), connector.clone(), &regions);
     let cancelled = CancellationToken::new();
     stop_on_signals(cancelled.clone())?;
+    if config.wal.on_gap == OnGap::Backup {
+        let request = BackupRequest {
+            connector: connector.clone(),
+            archive: settings,
+            has_archiver: true,
+            compression_level: config.backup.compression_level,
+            max_rate: None,
+            spread_checkpoint: false,
+            wal_timeout: config.backup.wal_timeout.0,
+        };
+        let gaps = archiver.state().gaps();
+        tokio::spawn(back_up_after_gaps(gaps, request, regions.clone(), cancelled.clone()));
+    }
     if !config.http.listen.is_empty() {
         let service = Service {
             cluster: config.cluster.name.clone(),

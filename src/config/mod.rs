@@ -69,6 +69,17 @@ pub enum Durability {
     All,
 }
 
+/// What a gap in the archive calls for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnGap {
+    /// A new base backup at once.
+    #[default]
+    Backup,
+    /// Only the alarm.
+    Alarm,
+}
+
 /// `[wal]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -81,6 +92,8 @@ pub struct WalConfig {
     pub max_hold_bytes: ByteSize,
     /// How long `durability` waits for a region that takes nothing.
     pub max_hold_time: Span,
+    /// What to do when WAL is lost for the archive.
+    pub on_gap: OnGap,
     /// zstd's level, negative ones included.
     pub compression_level: i32,
     /// Memory for WAL on its way.
@@ -138,6 +151,7 @@ impl Default for WalConfig {
         WalConfig {
             flush_interval: Span(Duration::from_secs(5)),
             durability: Durability::Any,
+            on_gap: OnGap::Backup,
             max_hold_bytes: ByteSize(16 << 30),
             max_hold_time: Span(Duration::from_secs(3600)),
             compression_level: 1,

@@ -17,6 +17,7 @@
 //! A frame is the unit of compression, verification and ranged reading; encryption, once it comes,
 //! seals frames in [`compress_frame`] and opens them in [`decompress_frame`] and nowhere else.
 
+use std::cell::RefCell;
 use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -78,6 +79,12 @@ fn damaged(what: impl Into<String>) -> ContainerError {
     ContainerError::Damaged(what.into())
 }
 
+thread_local! {
+    /// A compressor and its level: making one takes as long as compressing some hundred KiB.
+    static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> =
+        const { RefCell::new(None) };
+}
+
 /// Compresses one frame; `raw` is at most [`FRAME_SIZE`] long. Levels are zstd's, negative ones
 /// included.
 ///
@@ -85,10 +92,22 @@ fn damaged(what: impl Into<String>) -> ContainerError {
 /// Only when zstd cannot get memory.
 pub fn compress_frame(raw: &[u8], level: i32) -> io::Result<Frame> {
     debug_assert!(raw.len() <= FRAME_SIZE);
-    let mut compressor = zstd::bulk::Compressor::new(level)?;
-    compressor.include_checksum(true)?;
-    let stored = compressor.compress(raw)?;
-    Ok(Frame { stored: stored.into(), raw_size: raw.len() as u32 })
+    COMPRESSOR.with_borrow_mut(|kept| {
+        let mut compressor = match kept.take() {
+            Some((of, compressor)) if of == level => compressor,
+            _ => {
+                let mut compressor = zstd::bulk::Compressor::new(level)?;
+                compressor.include_checksum(true)?;
+                compressor
+            }
+        };
+        let mut stored = Vec::with_capacity(zstd::zstd_safe::compress_bound(raw.len()));
+        compressor.compress_to_buffer(raw, &mut stored)?;
+        // What is queued must not hold the room that the worst case would have taken.
+        stored.shrink_to_fit();
+        *kept = Some((level, compressor));
+        Ok(Frame { stored: stored.into(), raw_size: raw.len() as u32 })
+    })
 }
 
 /// Decompresses one frame and checks its checksum and its length.

@@ -19,6 +19,11 @@ impl Lsn {
         Lsn(self.0.saturating_add(bytes))
     }
 
+    /// The LSN `bytes` earlier; stays at the lowest rather than wrapping.
+    pub fn retreat(self, bytes: u64) -> Lsn {
+        Lsn(self.0.saturating_sub(bytes))
+    }
+
     /// How many bytes `self` lies after `earlier`; 0 when it does not.
     pub fn bytes_since(self, earlier: Lsn) -> u64 {
         self.0.saturating_sub(earlier.0)

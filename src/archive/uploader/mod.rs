@@ -204,8 +204,8 @@ impl Uploader {
             Done::Uploaded(sequence, outcome) => {
                 let stored =
                     running.progress.uploaded(sequence, outcome, &self.backlog, self.index);
-                for piece in stored {
-                    running.upkeep.stored(&piece, &mut running.progress);
+                for (piece, put) in stored {
+                    running.upkeep.stored(&piece, put, &mut running.progress);
                 }
             }
             Done::Filled(to, outcome) => match outcome {
@@ -303,9 +303,9 @@ impl Uploader {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.region.put_once(&key, piece.body.clone()).await {
-                Ok(_) => {
+                Ok(put) => {
                     self.state.worked(self.index);
-                    return Outcome::Stored;
+                    return Outcome::Stored(put);
                 }
                 Err(error) => self.failed(&error, &mut pause).await,
             }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::super::backlog::{Backlog, Next};
 use super::super::piece::Piece;
 use crate::repo::PieceName;
+use crate::store::Put;
 use crate::wal::{Lsn, SegmentSize};
 
 /// Pieces on their way to one region at once.
@@ -20,7 +21,7 @@ const IN_FLIGHT: usize = 4;
 /// What became of one upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    Stored,
+    Stored(Put),
     /// The queue dropped it while the region failed.
     Dropped,
 }
@@ -163,7 +164,7 @@ impl Progress {
         outcome: Outcome,
         backlog: &Backlog,
         region: usize,
-    ) -> Vec<Arc<Piece>> {
+    ) -> Vec<(Arc<Piece>, Put)> {
         if let Some(entry) = self.pending.get_mut(&sequence) {
             entry.1 = Some(outcome);
         }
@@ -172,14 +173,18 @@ impl Progress {
             let Some(outcome) = entry.get().1 else { break };
             let sequence = *entry.key();
             let (piece, _) = entry.remove();
-            if piece.start > self.tip || outcome == Outcome::Dropped {
+            let Outcome::Stored(put) = outcome else {
+                self.rewind = true;
+                continue;
+            };
+            if piece.start > self.tip {
                 self.rewind = true;
                 continue;
             }
             self.has_pieces = true;
             self.tip = self.tip.max(piece.end);
             backlog.stored(region, sequence + 1, self.tip);
-            stored.push(piece);
+            stored.push((piece, put));
         }
         stored
     }
@@ -257,9 +262,9 @@ mod tests {
         let mut progress = progress(1);
         let first = upload(progress.step(&backlog, 0));
         let second = upload(progress.step(&backlog, 0));
-        assert!(progress.uploaded(second, Outcome::Stored, &backlog, 0).is_empty());
+        assert!(progress.uploaded(second, Outcome::Stored(Put::Written), &backlog, 0).is_empty());
         assert_eq!(progress.frontier(), start_of(1));
-        assert_eq!(progress.uploaded(first, Outcome::Stored, &backlog, 0).len(), 2);
+        assert_eq!(progress.uploaded(first, Outcome::Stored(Put::Written), &backlog, 0).len(), 2);
         assert_eq!(progress.frontier(), start_of(3));
     }
 
@@ -285,7 +290,7 @@ mod tests {
         assert!(matches!(progress.step(&backlog, 0), Step::Fill(..)));
         progress.filled(start_of(2), start_of(3));
         let sequence = upload(progress.step(&backlog, 0));
-        progress.uploaded(sequence, Outcome::Stored, &backlog, 0);
+        progress.uploaded(sequence, Outcome::Stored(Put::Written), &backlog, 0);
         assert_eq!((progress.frontier(), progress.tip()), (start_of(2), start_of(4)));
         let hole = progress.first_hole().unwrap();
         progress.mended(hole, start_of(3));
@@ -300,7 +305,7 @@ mod tests {
         let mut progress = progress(1);
         let first = upload(progress.step(&backlog, 0));
         let second = upload(progress.step(&backlog, 0));
-        progress.uploaded(second, Outcome::Stored, &backlog, 0);
+        progress.uploaded(second, Outcome::Stored(Put::Written), &backlog, 0);
         progress.uploaded(first, Outcome::Dropped, &backlog, 0);
         assert_eq!(progress.frontier(), start_of(1));
         // Still in this queue, so it is simply stored again.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::super::piece::Piece;
 use super::{Progress, Uploader};
 use crate::repo::{Coverage, PieceName, log_folder};
-use crate::store::{FailureKind, StoreError, read_cover, read_piece};
+use crate::store::{FailureKind, Put, StoreError, read_cover, read_piece};
 use crate::wal::{Lsn, TimelineId};
 
 /// Looks are at least this far apart.
@@ -37,8 +37,9 @@ pub(super) struct Upkeep {
     unit: u64,
     /// Every piece of the newest folders that was found there, or put there by this process.
     own: BTreeSet<PieceName>,
-    /// Pieces stored since they were last listed, with their sizes.
-    unseen: BTreeMap<PieceName, u64>,
+    /// Pieces stored since they were last listed, with their sizes. What was there already may
+    /// have been compressed otherwise.
+    unseen: BTreeMap<PieceName, Option<u64>>,
     suspects: BTreeSet<PieceName>,
     /// Small pieces can be removed.
     has_covered: bool,
@@ -61,7 +62,7 @@ struct Sample {
 pub(super) struct Look {
     folder: Folder,
     own: BTreeSet<PieceName>,
-    expected: Vec<(PieceName, u64)>,
+    expected: Vec<(PieceName, Option<u64>)>,
     small: Vec<PieceName>,
     suspects: Vec<PieceName>,
     sample: Option<Sample>,
@@ -112,15 +113,16 @@ impl Upkeep {
     }
 
     /// A piece was stored.
-    pub(super) fn stored(&mut self, piece: &Arc<Piece>, progress: &mut Progress) {
+    pub(super) fn stored(&mut self, piece: &Arc<Piece>, put: Put, progress: &mut Progress) {
         let name = piece.name;
-        self.unseen.insert(name, piece.body.len() as u64);
+        let size = (put == Put::Written).then_some(piece.body.len() as u64);
+        self.unseen.insert(name, size);
         if name.len() < self.unit {
             progress.small.insert(name);
         }
         self.has_covered |= piece.replaces || !progress.small.is_empty();
         self.since_sample += 1;
-        if self.since_sample >= SAMPLE_EVERY && !piece.body.is_empty() {
+        if self.since_sample >= SAMPLE_EVERY && put == Put::Written {
             self.since_sample = 0;
             // Somewhere in the object; the hash in its name is as good as chance.
             let length = piece.body.len().min(SAMPLE_SIZE);
@@ -265,7 +267,9 @@ impl Uploader {
             .iter()
             .filter_map(|object| Some((PieceName::parse(object.file_name())?, object.size)))
             .collect();
-        let whole = |name: &PieceName, stored: u64| listed.get(name) == Some(&stored);
+        let whole = |name: &PieceName, stored: Option<u64>| {
+            listed.get(name).is_some_and(|size| stored.is_none_or(|stored| *size == stored))
+        };
         let mut lost = Vec::new();
         for (name, stored) in &look.expected {
             if whole(name, *stored) {
