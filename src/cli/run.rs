@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, conninfo, open_regions};
 use super::{CliError, Exit};
 use crate::archive::{ArchiveSettings, Archiver};
-use crate::pg::Connector;
+use crate::pg::{Connector, SlotWatch};
 use crate::serve::{Objectives, Service};
 
 /// Arguments of `run`.
@@ -28,7 +28,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let mut settings = ArchiveSettings::new(&config.cluster, &config.wal);
     settings.new_lineage = args.new_lineage;
     settings.new_regions = args.new_region;
-    let archiver = Archiver::new(settings, Connector::new(conninfo(&config)?), &regions);
+    let connector = Connector::new(conninfo(&config)?);
+    let archiver = Archiver::new(settings, connector.clone(), &regions);
     let cancelled = CancellationToken::new();
     stop_on_signals(cancelled.clone())?;
     if !config.http.listen.is_empty() {
@@ -36,6 +37,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
             cluster: config.cluster.name.clone(),
             regions: regions.within(&config.cluster.name),
             archive: archiver.state(),
+            connector,
+            slot: config.cluster.slot.clone(),
+            slot_watch: SlotWatch::default(),
             objectives: Objectives { rpo: config.objectives.rpo.0, rto: config.objectives.rto.0 },
         };
         tokio::spawn(service.run(config.http.listen.clone(), cancelled.clone()));

@@ -226,7 +226,7 @@ fn names_of(tokens: &[Token]) -> Result<Vec<String>, String> {
             other => return Err(format!("{other:?} is out of place")),
         }
     }
-    if tokens.len() % 2 == 0 { Err("a name is missing".into()) } else { Ok(names) }
+    if tokens.len().is_multiple_of(2) { Err("a name is missing".into()) } else { Ok(names) }
 }
 
 #[cfg(test)]
