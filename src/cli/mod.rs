@@ -11,6 +11,7 @@ mod logging;
 mod output;
 mod restore;
 mod run;
+mod slot;
 mod status;
 mod wal_fetch;
 
@@ -55,6 +56,8 @@ pub enum Command {
     List(list::Args),
     /// Tell where the archive stands, region by region
     Status(status::Args),
+    /// Show, create or drop the replication slots
+    Slot(slot::Args),
     /// Restore a data directory to any moment
     Restore(restore::Args),
     /// Give PostgreSQL a WAL file: its restore_command
@@ -71,6 +74,7 @@ pub async fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Backup(args) => backup::run(&context, args).await,
         Command::List(args) => list::run(&context, args).await,
         Command::Status(args) => status::run(&context, args).await,
+        Command::Slot(args) => slot::run(&context, args).await,
         Command::Restore(args) => restore::run(&context, args).await,
         Command::WalFetch(args) => wal_fetch::run(&context, args).await,
     }

@@ -9,7 +9,7 @@ use super::{CliError, Exit};
 use crate::archive::{ArchiveSettings, Archiver};
 use crate::backup::{BackupRequest, back_up_after_gaps};
 use crate::config::OnGap;
-use crate::pg::Connector;
+use crate::pg::{Connector, SlotWatch};
 use crate::serve::{Objectives, Service};
 
 /// Arguments of `run`.
@@ -37,6 +37,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     settings.new_regions = args.new_region;
     let connector = Connector::new(conninfo(&config)?);
     let archiver = Archiver::new(settings.clone(), connector.clone(), &regions);
+    let archiver = Archiver::new(settings, connector.clone(), &regions);
     let cancelled = CancellationToken::new();
     stop_on_signals(cancelled.clone())?;
     if config.wal.on_gap == OnGap::Backup {
@@ -57,6 +58,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
             cluster: config.cluster.name.clone(),
             regions: regions.within(&config.cluster.name),
             archive: archiver.state(),
+            connector,
+            slot: config.cluster.slot.clone(),
+            slot_watch: SlotWatch::default(),
             objectives: Objectives { rpo: config.objectives.rpo.0, rto: config.objectives.rto.0 },
         };
         tokio::spawn(service.run(config.http.listen.clone(), cancelled.clone()));

@@ -7,6 +7,7 @@ use clap::Args as ClapArgs;
 use super::context::{Context, catalog, open_readable};
 use super::{CliError, Exit, output};
 use crate::config::Config;
+use crate::pg::SlotStatus;
 use crate::serve::{Objectives, StatusReport, ask, status_from_regions};
 
 /// Arguments of `status`.
@@ -22,6 +23,9 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 }
+
+/// What the sidecar read from the regions so long ago is told with its age.
+const OLD_SECONDS: f64 = 30.0;
 
 /// Asks the sidecar; if none answers, the regions.
 pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
@@ -87,6 +91,49 @@ fn print(report: &StatusReport) {
         })
         .collect();
     output::table(&["REGION", "STATE", "ARCHIVED", "LAG", "LAG TIME", "LAST ERROR"], &rows);
+    if let Some(slot) = &report.slot {
+        output::line(&slot_text(slot));
+    }
+    match report.catalog_age_seconds {
+        Some(age) if age > OLD_SECONDS => output::line(&format!(
+            "no region answers; what follows is {} old",
+            output::duration(Duration::try_from_secs_f64(age).unwrap_or_default())
+        )),
+        Some(_) => {}
+        None => {
+            return output::line(
+                "no region has answered yet: recovery window and backups are not known",
+            );
+        }
+    }
+    print_archive(report);
+}
+
+/// The slot on the server in one line.
+fn slot_text(slot: &SlotStatus) -> String {
+    let SlotStatus { name, host, .. } = slot;
+    if slot.wal_status.is_none() && slot.restart_lsn.is_none() {
+        return format!("slot {name} on {host}: keeps NO WAL, or does not exist");
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        return format!("slot {name} on {host}: has LOST WAL (max_slot_wal_keep_size)");
+    }
+    let held = slot.retained_bytes.map_or_else(|| "no".into(), output::bytes);
+    let limit = match (slot.limit_bytes, slot.seconds_until_limit) {
+        (None, _) => "no limit".into(),
+        (Some(limit), None) => format!("limit {}", output::bytes(limit)),
+        (Some(limit), Some(left)) => format!(
+            "limit {}, reached in {} if no WAL were archived",
+            output::bytes(limit),
+            output::duration(Duration::from_secs(left))
+        ),
+    };
+    format!("slot {name} on {host}: keeps {held} of WAL, {limit}")
+}
+
+/// What the regions hold.
+fn print_archive(report: &StatusReport) {
+    let unknown = || "unknown".to_owned();
     match &report.recovery_window {
         Some(window) => output::line(&format!(
             "recovery window: {} ({}) to {} ({})",

@@ -1,6 +1,8 @@
 //! A connection to a server: startup, messages, simple queries.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::frontend;
@@ -12,6 +14,20 @@ use super::{ConnInfo, HostSpec, PgError, Secret, TargetSessionAttrs};
 
 /// How much is read from the socket at once.
 const READ_SIZE: usize = 256 << 10;
+/// How long a server may take to answer a command: none of those sent here waits for anything but
+/// the server itself. Streams have no such limit.
+pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bounds a command in time. A connection whose command was given up must not be used again.
+pub(super) async fn in_time<T, E: Into<PgError>>(
+    doing: &'static str,
+    command: impl Future<Output = Result<T, E>>,
+) -> Result<T, PgError> {
+    match tokio::time::timeout(COMMAND_TIMEOUT, command).await {
+        Ok(outcome) => outcome.map_err(Into::into),
+        Err(_) => Err(PgError::Timeout(doing)),
+    }
+}
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,8 +189,15 @@ impl Connection {
     /// Runs a simple query or replication command; gives the rows of all its result sets.
     ///
     /// # Errors
-    /// When the server refuses it or the connection breaks.
+    /// When the server refuses it or does not answer in time, or the connection breaks.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<Bytes>>>, PgError> {
+        in_time("a replication command", self.query_without_deadline(sql)).await
+    }
+
+    async fn query_without_deadline(
+        &mut self,
+        sql: &str,
+    ) -> Result<Vec<Vec<Option<Bytes>>>, PgError> {
         self.send_query(sql).await?;
         let mut rows = Vec::new();
         let mut failure = None;
@@ -210,8 +233,15 @@ impl Connection {
 impl std::fmt::Display for HostSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.socket_path() {
-            Some(path) => write!(f, "{}", path.display()),
-            None => write!(f, "{}:{}", self.host, self.port),
+            Some(path) => return write!(f, "{}", path.display()),
+            None => write!(f, "{}:{}", self.host, self.port)?,
+        }
+        // A name may stand for several servers.
+        match self.hostaddr {
+            Some(address) if address.to_string() != self.host.to_string() => {
+                write!(f, " ({address})")
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -24,8 +24,17 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 pub type Dialed<'a> =
     Pin<Box<dyn Future<Output = Result<Option<OpenSocket>, PgError>> + Send + 'a>>;
 
+/// What [`Dial::addresses`] gives.
+pub type Addresses<'a> = Pin<Box<dyn Future<Output = Result<Vec<HostSpec>, PgError>> + Send + 'a>>;
+
 /// Opens sockets to servers: the network, or whatever stands in for it.
 pub trait Dial: Send + Sync {
+    /// The addresses behind a host's name, each as a host of its own: every one gets its own
+    /// attempt, with its own time, and may be another server. By default the host is one address.
+    fn addresses<'a>(&'a self, host: &'a HostSpec) -> Addresses<'a> {
+        Box::pin(std::future::ready(Ok(vec![host.clone()])))
+    }
+
     /// Opens a socket to one host, with TLS when `encrypted`.
     fn dial<'a>(
         &'a self,
@@ -40,6 +49,10 @@ pub trait Dial: Send + Sync {
 pub struct Network;
 
 impl Dial for Network {
+    fn addresses<'a>(&'a self, host: &'a HostSpec) -> Addresses<'a> {
+        Box::pin(look_up(host))
+    }
+
     fn dial<'a>(
         &'a self,
         conninfo: &'a ConnInfo,
@@ -48,6 +61,24 @@ impl Dial for Network {
     ) -> Dialed<'a> {
         Box::pin(open_socket(conninfo, host, encrypted))
     }
+}
+
+/// Resolves a host's name.
+async fn look_up(host: &HostSpec) -> Result<Vec<HostSpec>, PgError> {
+    let (Host::Tcp(name), None) = (&host.host, host.hostaddr) else {
+        return Ok(vec![host.clone()]);
+    };
+    let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), host.port))
+        .await
+        .map_err(|source| PgError::Io { doing: "looking up the host", source })?
+        .collect();
+    // A link-local address is nothing without its interface, for which a host has no place.
+    let scoped = |address: &SocketAddr| matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+    if found.iter().any(scoped) {
+        return Ok(vec![host.clone()]);
+    }
+    let with = |address: SocketAddr| HostSpec { hostaddr: Some(address.ip()), ..host.clone() };
+    Ok(found.into_iter().map(with).collect())
 }
 
 async fn open_socket(

@@ -72,6 +72,17 @@ pub enum PgError {
         /// What was asked for.
         wanted: &'static str,
     },
+    /// A slot can be kept for later only on a standby.
+    #[error("it is not a standby")]
+    NotAStandby,
+    /// Another cluster's server.
+    #[error("it belongs to another cluster: its system identifier is {found}, not {expected}")]
+    OtherSystem {
+        /// Its system identifier.
+        found: u64,
+        /// The one that it should have.
+        expected: u64,
+    },
     /// The server reported an error.
     #[error("{0}")]
     Server(ServerError),
@@ -163,6 +174,9 @@ fn is_replication_off(code: &str, message: &str) -> bool {
 }
 
 fn tls_hint(message: &str) -> String {
+    if message.contains("ALPN") {
+        return "servers before PostgreSQL 17 know no sslnegotiation=direct, and a proxy in front of the server may not either: leave it out".into();
+    }
     if message.contains("does not support") {
         return "set ssl = on in the server, or sslmode=disable here if the network is trusted"
             .into();

@@ -12,8 +12,11 @@ mod greeted;
 mod message;
 mod passfile;
 mod replication;
+mod slot;
 mod socket;
 mod sql;
+mod standby_slots;
+mod synchronous;
 mod tls;
 mod wal_stream;
 
@@ -23,10 +26,13 @@ pub use connector::Connector;
 pub use conninfo::{
     ConnInfo, ConnInfoError, Host, HostSpec, SslMode, Surroundings, TargetSessionAttrs,
 };
-pub use dial::{Dial, Dialed, Network};
+pub use dial::{Addresses, Dial, Dialed, Network};
 pub use error::{PgError, ServerError};
 pub use passfile::Secret;
 pub use replication::{IdentifySystem, NextTimeline};
+pub use slot::{SlotFacts, SlotStatus, SlotWatch, time_until_limit, wal_rate};
 pub use socket::{Duplex, OpenSocket};
-pub use sql::{ServerFacts, SlotFacts, Sql};
+pub use sql::{ServerFacts, Sql};
+pub use standby_slots::{check_standby, keep_slots_on_standbys};
+pub use synchronous::{SynchronousNames, SynchronousRole, SynchronousVerdict};
 pub use wal_stream::{StreamEnd, WalMessage, WalStream};

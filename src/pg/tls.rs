@@ -32,6 +32,9 @@ use x509_cert::der::Decode;
 use super::conninfo::{SslNegotiation, SslRootCert, TlsVersion};
 use super::{ConnInfo, PgError, SslMode};
 
+/// The name of PostgreSQL's protocol for ALPN (PostgreSQL documentation, "SSL Session Encryption").
+const ALPN_PROTOCOL: &[u8] = b"postgresql";
+
 /// Shakes hands over a connected socket.
 ///
 /// # Errors
@@ -44,10 +47,20 @@ pub(super) async fn handshake(
     let config = client_config(conninfo).map_err(PgError::Tls)?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| PgError::Tls(format!("{host:?} cannot be a name in a certificate")))?;
-    TlsConnector::from(Arc::new(config))
+    let stream = TlsConnector::from(Arc::new(config))
         .connect(name, stream)
         .await
-        .map_err(|error| PgError::Tls(format!("the handshake with {host} failed: {error}")))
+        .map_err(|error| PgError::Tls(format!("the handshake with {host} failed: {error}")))?;
+    // Without a request for TLS in PostgreSQL's own protocol nothing else proves that the other
+    // side speaks it, and not, say, HTTP.
+    if conninfo.ssl_negotiation == SslNegotiation::Direct
+        && stream.get_ref().1.alpn_protocol() != Some(ALPN_PROTOCOL)
+    {
+        return Err(PgError::Tls(format!(
+            "{host} did not agree to speak PostgreSQL's protocol (ALPN), which sslnegotiation=direct demands"
+        )));
+    }
+    Ok(stream)
 }
 
 fn client_config(conninfo: &ConnInfo) -> Result<ClientConfig, String> {
@@ -69,7 +82,7 @@ fn client_config(conninfo: &ConnInfo) -> Result<ClientConfig, String> {
     };
     config.enable_sni = conninfo.ssl_sni;
     if conninfo.ssl_negotiation == SslNegotiation::Direct {
-        config.alpn_protocols = vec![b"postgresql".to_vec()];
+        config.alpn_protocols = vec![ALPN_PROTOCOL.to_vec()];
     }
     Ok(config)
 }

@@ -11,6 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use chrono::{DateTime, Duration, Utc};
 use postgres_protocol::message::frontend;
 
+use super::connection::COMMAND_TIMEOUT;
 use super::message::Incoming;
 use super::replication::quote_identifier;
 use super::{Connection, NextTimeline, PgError};
@@ -74,6 +75,19 @@ impl Connection {
     /// When the slot is in use, the WAL is gone, or the connection breaks. The connection can be
     /// used again only after errors that the server reported.
     pub async fn start_replication(
+        self,
+        slot: &str,
+        start: Lsn,
+        timeline: TimelineId,
+    ) -> Result<Result<WalStream, NextTimeline>, (PgError, Option<Connection>)> {
+        let started = self.begin_replication(slot, start, timeline);
+        match tokio::time::timeout(COMMAND_TIMEOUT, started).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err((PgError::Timeout("START_REPLICATION"), None)),
+        }
+    }
+
+    async fn begin_replication(
         mut self,
         slot: Option<&str>,
         start: Lsn,

@@ -1,23 +1,24 @@
 //! The sidecar's HTTP service: `/status` (the report) and `/healthz` (200 while WAL is streamed,
-//! 503 otherwise). Archiving never depends on it: a port that cannot be had is a warning.
+//! 503 otherwise). Archiving never depends on it: a port that cannot be had is a warning. Both
+//! answer within a second, whatever the regions do.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing::get};
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::catalog::CatalogCache;
 use super::report::{Objectives, StatusReport, status_from_sidecar};
+use super::slot::watch_slot;
 use crate::archive::ArchiveState;
-use crate::store::{Catalog, Regions, list_lineages};
+use crate::pg::{Connector, SlotWatch};
+use crate::store::Regions;
 
-/// How long what was read from the regions is used again.
-const CATALOG_AGE: Duration = Duration::from_secs(10);
 /// How long an answer of a sidecar is waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -29,13 +30,19 @@ pub struct Service {
     pub regions: Regions,
     /// The archiver.
     pub archive: ArchiveState,
+    /// The way to the server.
+    pub connector: Connector,
+    /// The name of the replication slot.
+    pub slot: String,
+    /// What is known of the slot.
+    pub slot_watch: SlotWatch,
     /// What must be met.
     pub objectives: Objectives,
 }
 
 struct Shared {
     service: Service,
-    catalog: Mutex<Option<(Instant, Arc<Catalog>)>>,
+    catalog: CatalogCache,
 }
 
 impl Service {
@@ -50,7 +57,18 @@ impl Service {
                 return;
             }
         };
-        let shared = Arc::new(Shared { service: self, catalog: Mutex::new(None) });
+        let catalog = CatalogCache::new(self.regions.clone());
+        let shared = Arc::new(Shared { service: self, catalog });
+        let (readers, stop) = (shared.clone(), cancelled.clone());
+        tokio::spawn(async move {
+            let system_id = || readers.service.archive.report().system_id;
+            readers.catalog.keep(system_id, &stop).await;
+        });
+        let (looking, stop) = (shared.clone(), cancelled.clone());
+        tokio::spawn(async move {
+            let service = &looking.service;
+            watch_slot(&service.connector, &service.slot, &service.slot_watch, &stop).await;
+        });
         let router = Router::new()
             .route("/status", get(status))
             .route("/healthz", get(healthz))
@@ -65,15 +83,12 @@ impl Service {
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
-    let archive = shared.service.archive.report();
-    let catalog = shared.catalog(archive.system_id).await;
+    let known = shared.catalog.get().await;
     let service = &shared.service;
-    let report =
-        status_from_sidecar(&service.cluster, &archive, catalog.as_deref(), service.objectives);
-    match report.await {
-        Ok(report) => Json(report).into_response(),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
-    }
+    let archive = service.archive.report();
+    let slot = service.slot_watch.get();
+    let (name, objectives) = (&service.cluster, service.objectives);
+    Json(status_from_sidecar(name, &archive, known.as_ref(), slot, objectives)).into_response()
 }
 
 async fn healthz(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
@@ -83,23 +98,6 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
     }
     let trouble = archive.trouble.unwrap_or_else(|| "starting".into());
     (StatusCode::SERVICE_UNAVAILABLE, format!("not streaming: {trouble}\n"))
-}
-
-impl Shared {
-    async fn catalog(&self, system_id: Option<u64>) -> Option<Arc<Catalog>> {
-        let own = system_id?.to_string();
-        let mut cached = self.catalog.lock().await;
-        if let Some((read, catalog)) = &*cached
-            && read.elapsed() < CATALOG_AGE
-        {
-            return Some(catalog.clone());
-        }
-        let lineages = list_lineages(&self.service.regions).await.ok()?;
-        let lineage = lineages.into_iter().find(|lineage| lineage.system_identifier == own)?;
-        let catalog = Arc::new(Catalog::read(&self.service.regions, lineage).await.ok()?);
-        *cached = Some((Instant::now(), catalog.clone()));
-        Some(catalog)
-    }
 }
 
 /// Asks a sidecar for its report.

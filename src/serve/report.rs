@@ -7,7 +7,9 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
+use super::catalog::Known;
 use crate::archive::ArchiveReport;
+use crate::pg::SlotStatus;
 use crate::repo::{Alive, BackupType};
 use crate::restore::{RecoveryWindow, recovery_window};
 use crate::store::{Catalog, ReadError, frontier_of};
@@ -30,6 +32,13 @@ pub struct StatusReport {
     pub regions: Vec<RegionStatus>,
     /// Up to here WAL counts as safe.
     pub durable_lsn: Option<Lsn>,
+    /// The replication slot on the server; `null` as long as nobody looked.
+    #[serde(default)]
+    pub slot: Option<SlotStatus>,
+    /// How old the parts are that come from the regions: window, gaps, backups. `null` when they have
+    /// not answered yet.
+    #[serde(default)]
+    pub catalog_age_seconds: Option<f64>,
     /// The moments that a restore can reach; `null` when none.
     pub recovery_window: Option<RecoveryWindow>,
     /// WAL that is lost.
@@ -145,20 +154,15 @@ fn gaps(catalog: &Catalog) -> Vec<GapStatus> {
     catalog.gaps.iter().map(gap).collect()
 }
 
-/// The report of a running sidecar. `catalog` is what it last read from the regions.
-///
-/// # Errors
-/// When no region can be read.
-pub async fn status_from_sidecar(
+/// The report of a running sidecar. `known` is what it last read from the regions.
+pub(super) fn status_from_sidecar(
     name: &str,
     archive: &ArchiveReport,
-    catalog: Option<&Catalog>,
+    known: Option<&Known>,
+    slot: Option<SlotStatus>,
     objectives: Objectives,
-) -> Result<StatusReport, ReadError> {
-    let window = match catalog {
-        Some(catalog) => recovery_window(catalog).await?,
-        None => None,
-    };
+) -> StatusReport {
+    let catalog = known.map(|known| known.catalog.as_ref());
     let regions: Vec<RegionStatus> = archive
         .regions
         .iter()
@@ -176,7 +180,7 @@ pub async fn status_from_sidecar(
         region.lag_seconds.is_some_and(|lag| lag <= objectives.rpo.as_secs_f64())
     };
     let rpo_met = archive.streaming && regions.iter().all(near);
-    Ok(StatusReport {
+    StatusReport {
         source: "sidecar".into(),
         time: Utc::now(),
         cluster: ClusterStatus {
@@ -189,11 +193,13 @@ pub async fn status_from_sidecar(
         trouble: archive.trouble.clone(),
         regions,
         durable_lsn: (archive.durable_lsn > Lsn::INVALID).then_some(archive.durable_lsn),
-        recovery_window: window,
+        slot,
+        catalog_age_seconds: known.map(|known| known.read.elapsed().as_secs_f64()),
+        recovery_window: known.and_then(|known| known.window.clone()),
         gaps: catalog.map(gaps).unwrap_or_default(),
         last_backup: catalog.and_then(last_backup),
         objectives: objectives.status(Some(rpo_met)),
-    })
+    }
 }
 
 /// The report of somebody who sees only the regions, and the archivers' last words in them.
@@ -252,6 +258,8 @@ pub async fn status_from_regions(
         trouble: None,
         regions,
         durable_lsn: word.map(|word| word.durable_lsn),
+        slot: None,
+        catalog_age_seconds: Some(0.0),
         recovery_window: recovery_window(catalog).await?,
         gaps: gaps(catalog),
         last_backup: last_backup(catalog),

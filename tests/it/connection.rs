@@ -1,8 +1,15 @@
 //! Ways to a server: TLS, SCRAM, sockets, host lists, and what is said when they fail.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
-use crate::support::{Folder, Keeper, Server, ServerOptions, free_port, program, user_command};
+use pgkeep::pg::{
+    Addresses, ConnInfo, Connector, Dial, Dialed, HostSpec, Network, OpenSocket, Surroundings,
+};
+
+use crate::support::{
+    Folder, Keeper, Server, ServerOptions, Spawned, free_port, program, user_command, wait_until,
+};
 
 /// A certificate authority and a server certificate for `localhost`.
 struct Certificates {
@@ -198,4 +205,93 @@ fn a_server_without_replication_is_told_what_to_change() {
         let output = keeper.run(&["run"]).expect(1);
         assert!(output.stderr.contains("set wal_level = replica"), "{}", output.stderr);
     }
+}
+
+/// A name for several addresses, of which the first takes connections and never answers.
+struct ManyAddresses {
+    addresses: Vec<HostSpec>,
+    silent: Mutex<Vec<tokio::io::DuplexStream>>,
+}
+
+impl Dial for ManyAddresses {
+    fn addresses<'a>(&'a self, _: &'a HostSpec) -> Addresses<'a> {
+        Box::pin(std::future::ready(Ok(self.addresses.clone())))
+    }
+
+    fn dial<'a>(&'a self, conninfo: &'a ConnInfo, host: &'a HostSpec, tls: bool) -> Dialed<'a> {
+        if *host != self.addresses[0] {
+            return Network.dial(conninfo, host, tls);
+        }
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        self.silent.lock().unwrap().push(theirs);
+        Box::pin(std::future::ready(Ok(Some(OpenSocket::over(ours)))))
+    }
+}
+
+// A name may stand for all servers of a cluster: one that hangs or has the wrong role must not use
+// up the time of the others.
+#[test]
+fn every_address_of_a_name_has_its_own_attempt() {
+    let folder = Folder::new();
+    let read_only = ServerOptions {
+        settings: "default_transaction_read_only = on".into(),
+        ..ServerOptions::default()
+    };
+    let other_folder = Folder::new();
+    let wrong = Server::new(&other_folder, 13, &read_only);
+    let right = Server::new(&folder, 17, &ServerOptions::default());
+    let text = "host=cluster.invalid user=postgres dbname=postgres connect_timeout=2 target_session_attrs=read-write";
+    let conninfo = ConnInfo::parse(text, &Surroundings::from_process()).unwrap();
+    let at = |port: u16| HostSpec {
+        hostaddr: Some("127.0.0.1".parse().unwrap()),
+        port,
+        ..conninfo.hosts[0].clone()
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let dial = |ports: &[u16]| ManyAddresses {
+        addresses: ports.iter().map(|port| at(*port)).collect(),
+        silent: Mutex::default(),
+    };
+    let connector = |ports: &[u16]| Connector::with_dial(conninfo.clone(), Arc::new(dial(ports)));
+    runtime.block_on(async {
+        let all = connector(&[1, wrong.port, right.port]);
+        let connection = all.connect(&[]).await.unwrap();
+        assert_eq!(connection.host(), &at(right.port));
+        assert_eq!(all.first_sql().await.unwrap().host(), &at(right.port));
+        let error = connector(&[1, wrong.port]).connect(&[]).await.unwrap_err().to_string();
+        assert!(error.contains("no answer in time"), "{error}");
+        assert!(error.contains("asks for read-write"), "{error}");
+        assert!(error.contains("cluster.invalid:1 (127.0.0.1)"), "{error}");
+    });
+}
+
+// Without PostgreSQL's own request for TLS only ALPN proves that the other side speaks PostgreSQL.
+#[test]
+fn direct_tls_to_something_else_is_refused() {
+    let folder = Folder::new();
+    let certificates = certificates(&folder);
+    let port = free_port();
+    let serve = |alpn: &str| {
+        let mut command = user_command(program("bin/openssl"));
+        command.args(["s_server", "-quiet", "-cert", "server.crt", "-key", "server.key"]);
+        command.args(["-accept", &port.to_string()]).current_dir(folder.path());
+        command.args(alpn.split_whitespace());
+        let server = Spawned::start(command, &folder.path().join("tls.log"));
+        wait_until("the TLS server", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        server
+    };
+    let conninfo = format!(
+        "host=localhost hostaddr=127.0.0.1 port={port} user=pgkeep connect_timeout=5 sslmode=verify-full sslnegotiation=direct sslrootcert={}",
+        certificates.root.display()
+    );
+    let url = format!("file://{}", folder.make("region-eu").display());
+    let keeper = Keeper::with(&folder, &conninfo, &REGION.replace("file:///tmp", &url));
+    let mut plain = serve("");
+    let text = keeper.run(&["check"]).expect(1).stdout;
+    assert!(text.contains("did not agree to speak PostgreSQL's protocol"), "{text}");
+    plain.kill9();
+    // One that agrees, and then says nothing, gets further.
+    let _agreeing = serve("-alpn postgresql");
+    let text = keeper.run(&["check"]).expect(1).stdout;
+    assert!(text.contains("no answer in time"), "{text}");
 }

@@ -21,5 +21,6 @@ mod main_path;
 mod regions;
 mod segments;
 mod shapes;
+mod slot;
 mod targets;
 mod wal_fetch;

@@ -30,6 +30,11 @@ impl S3Server {
         self.process = None;
     }
 
+    /// Sends it a signal: stopped, it takes connections and answers nothing.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        self.process.as_ref().expect("it runs").signal(signal);
+    }
+
     /// Starts it, on the same port and with the same objects, and waits until it answers.
     pub fn restart(&mut self) {
         let mut command = user_command(program("bin/seaweedfs-s3"));

@@ -1,0 +1,108 @@
+//! `pgkeep check`: tests all that the configuration needs, item by item.
+
+mod region;
+mod server;
+mod slots;
+
+use clap::Args as ClapArgs;
+use futures_util::future::join_all;
+use serde::Serialize;
+
+use super::context::{Context, conninfo};
+use super::{CliError, Exit, output};
+use crate::config::Config;
+
+/// Arguments of `check`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How an item turned out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    Warning,
+    Failed,
+}
+
+#[derive(Debug, Serialize)]
+struct Item {
+    item: String,
+    state: State,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Items {
+    items: Vec<Item>,
+}
+
+impl Items {
+    fn add(&mut self, item: &str, state: State, detail: impl Into<String>, hint: Option<String>) {
+        self.items.push(Item { item: item.to_owned(), state, detail: detail.into(), hint });
+    }
+
+    fn ok(&mut self, item: &str, detail: impl Into<String>) {
+        self.add(item, State::Ok, detail, None);
+    }
+
+    fn warn(&mut self, item: &str, detail: impl Into<String>, hint: &str) {
+        self.add(item, State::Warning, detail, Some(hint.to_owned()));
+    }
+
+    fn fail(&mut self, item: &str, detail: impl Into<String>, hint: Option<String>) {
+        self.add(item, State::Failed, detail, hint);
+    }
+}
+
+/// Checks; exit code 1 when anything failed.
+pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
+    let config = context.load()?;
+    check(&config, args.json).await
+}
+
+/// Checks a configuration that was loaded.
+pub async fn check(config: &Config, as_json: bool) -> Result<Exit, CliError> {
+    let mut items = Items::default();
+    items.ok("configuration", format!("cluster {}", config.cluster.name));
+    let server = async {
+        let mut items = Items::default();
+        match conninfo(config) {
+            Ok(conninfo) => server::check(config, &conninfo, &mut items).await,
+            Err(error) => items.fail("connection string", error.message, error.hint),
+        }
+        items
+    };
+    // All at once: one that hangs holds up no other.
+    let regions = join_all(config.regions.iter().map(|region| region::check(config, region)));
+    let (server, regions) = tokio::join!(server, regions);
+    items.items.extend(server.items);
+    items.items.extend(regions.into_iter().flat_map(|region| region.items));
+    if as_json {
+        output::json(&items)?;
+    } else {
+        print(&items);
+    }
+    let failed = items.items.iter().any(|item| item.state == State::Failed);
+    Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+fn print(items: &Items) {
+    for item in &items.items {
+        let state = match item.state {
+            State::Ok => "ok     ",
+            State::Warning => "WARNING",
+            State::Failed => "FAILED ",
+        };
+        output::line(&format!("{state}  {}: {}", item.item, item.detail));
+        if let Some(hint) = &item.hint {
+            output::line(&format!("           -> {hint}"));
+        }
+    }
+}
