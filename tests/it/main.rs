@@ -23,3 +23,4 @@ mod segments;
 mod shapes;
 mod targets;
 mod wal_fetch;
+mod wal_truth;
