@@ -13,6 +13,7 @@ mod hash;
 mod lineage;
 mod names;
 mod piece;
+mod rollup;
 mod varint;
 
 pub use alive::{Alive, RegionWord};
@@ -31,6 +32,8 @@ pub use lineage::{FORMAT_VERSION, Lineage};
 pub use names::{
     ALIVE_FOLDER, BACKUP_FOLDER, GAP_FOLDER, LINEAGE_FILE, PIECE_SIZE, PieceName, TIMELINE_FOLDER,
     WAL_FOLDER, alive_key, backup_folder, backup_json_key, files_idx_key, gap_key, history_key,
-    log_folder, manifest_key, pack_key, parse_gap_key, parse_history_name, timeline_folder,
+    index_key, log_folder, manifest_key, pack_key, parse_gap_key, parse_history_name,
+    parse_index_name, timeline_folder,
 };
 pub use piece::PieceMeta;
+pub use rollup::{RollUp, RollUpError, build_roll_up, read_roll_up};

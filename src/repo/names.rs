@@ -4,6 +4,7 @@
 //! lineage.json
 //! timeline/00000002-<hash16>.history
 //! wal/<TLI8>/<LOG8>/<SEGMENT24>-<from8>-<to8>-<hash16>.zst      a piece: bytes [from, to) of the segment
+//! wal/<TLI8>/<LOG8>/index-<hash16>.zst                         the roll-up of a finished folder
 //! gap/<TLI8>/<from16>-<to16>.json
 //! backup/<label>/{backup.json, files.idx, backup_manifest, pack-<n6>.zst}
 //! alive/<archiver>.json
@@ -112,6 +113,16 @@ pub fn log_folder(timeline: TimelineId, log: u32) -> String {
     format!("{WAL_FOLDER}/{}/{log:08X}", timeline.to_hex8())
 }
 
+/// The key of a finished folder's roll-up.
+pub fn index_key(timeline: TimelineId, log: u32, hash: ShortHash) -> String {
+    format!("{}/index-{hash}.zst", log_folder(timeline, log))
+}
+
+/// Reads the file name of a roll-up.
+pub fn parse_index_name(file_name: &str) -> Option<ShortHash> {
+    file_name.strip_prefix("index-")?.strip_suffix(".zst")?.parse().ok()
+}
+
 /// The key of a timeline's history file.
 pub fn history_key(timeline: TimelineId, hash: ShortHash) -> String {
     format!("{TIMELINE_FOLDER}/{}-{hash}.history", timeline.to_hex8())
@@ -215,7 +226,13 @@ mod tests {
     }
 
     #[test]
-    fn gap_and_history_names_survive() {
+    fn gap_history_and_index_names_survive() {
+        let key = index_key(TimelineId(3), 0x16, ShortHash(9));
+        assert_eq!(key, "wal/00000003/00000016/index-0000000000000009.zst");
+        let name = key.rsplit('/').next().unwrap();
+        assert_eq!(parse_index_name(name), Some(ShortHash(9)));
+        assert_eq!(parse_index_name("index-0000000000000009.zst#1"), None);
+        assert_eq!(parse_index_name(&piece().to_string()), None);
         let key = gap_key(TimelineId(3), Lsn(16), Lsn(1 << 40));
         assert_eq!(parse_gap_key(&key), Some((TimelineId(3), Lsn(16), Lsn(1 << 40))));
         let key = history_key(TimelineId(3), ShortHash(9));

@@ -165,18 +165,21 @@ fn check_long_header(bytes: &[u8], lsn: Lsn, format: &WalFormat) -> Result<(), P
     Ok(())
 }
 
+#[inline]
 pub(super) fn u16_at(bytes: &[u8], offset: usize) -> u16 {
     let mut value = [0; 2];
     value.copy_from_slice(&bytes[offset..offset + 2]);
     u16::from_le_bytes(value)
 }
 
+#[inline]
 pub(super) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     let mut value = [0; 4];
     value.copy_from_slice(&bytes[offset..offset + 4]);
     u32::from_le_bytes(value)
 }
 
+#[inline]
 pub(super) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
     let mut value = [0; 8];
     value.copy_from_slice(&bytes[offset..offset + 8]);

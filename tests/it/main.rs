@@ -24,3 +24,4 @@ mod shapes;
 mod slot;
 mod targets;
 mod wal_fetch;
+mod wal_truth;

@@ -150,6 +150,14 @@ impl Spawned {
         let _ = rustix::process::kill_process(pid, signal);
     }
 
+    /// The processes that it started itself.
+    pub fn children(&self) -> Vec<rustix::process::Pid> {
+        let list = format!("/proc/{0}/task/{0}/children", self.id());
+        let list = fs::read_to_string(list).unwrap();
+        let numbers = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+        numbers.filter_map(rustix::process::Pid::from_raw).collect()
+    }
+
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         wait_until("a process to end", || {

@@ -157,6 +157,16 @@ impl Server {
         let _ = fs::remove_file(pid_file);
     }
 
+    /// Kills every process of the server: one that is left alone would finish its record first.
+    pub fn kill9_all(&mut self) {
+        let Some(process) = &self.process else { return };
+        let children = process.children();
+        self.kill9();
+        for child in children {
+            let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+        }
+    }
+
     /// A fast shutdown.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
