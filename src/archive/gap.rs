@@ -14,7 +14,7 @@ use super::cutter::piece_unit;
 use super::session::{Server, Session, Stretch};
 use super::start::{StartPoint, find_start};
 use super::timelines::read_histories;
-use crate::pg::{HostSpec, PgError, TargetSessionAttrs};
+use crate::pg::{HostSpec, PgError};
 use crate::repo::{FORMAT_VERSION, Gap, gap_key};
 use crate::wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
@@ -149,10 +149,7 @@ impl Session<'_> {
         point: &StartPoint,
         until: Lsn,
     ) -> Result<(), ArchiveError> {
-        let connect = self.connector.connect_host(host, &[], TargetSessionAttrs::Any);
-        let mut connection = tokio::time::timeout(ASK_PATIENCE, connect)
-            .await
-            .map_err(|_| PgError::Timeout("connecting to another host"))??;
+        let mut connection = self.connector.connect_any_role(host, &[]).await?;
         let identity = connection.identify_system().await?;
         if identity.system_id != server.identity.system_id {
             let problem = format!("its system identifier is {}", identity.system_id);

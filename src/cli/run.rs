@@ -37,7 +37,6 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     settings.new_regions = args.new_region;
     let connector = Connector::new(conninfo(&config)?);
     let archiver = Archiver::new(settings.clone(), connector.clone(), &regions);
-    let archiver = Archiver::new(settings, connector.clone(), &regions);
     let cancelled = CancellationToken::new();
     stop_on_signals(cancelled.clone())?;
     if config.wal.on_gap == OnGap::Backup {

@@ -69,14 +69,15 @@ fn time_from(microseconds: i64) -> DateTime<Utc> {
 }
 
 impl Connection {
-    /// START_REPLICATION for physical replication, with a slot or without. `start` must not lie behind the server's WAL.
+    /// START_REPLICATION for physical replication, with a slot or without. `start` must not lie
+    /// behind the server's WAL.
     ///
     /// # Errors
     /// When the slot is in use, the WAL is gone, or the connection breaks. The connection can be
     /// used again only after errors that the server reported.
     pub async fn start_replication(
         self,
-        slot: &str,
+        slot: Option<&str>,
         start: Lsn,
         timeline: TimelineId,
     ) -> Result<Result<WalStream, NextTimeline>, (PgError, Option<Connection>)> {

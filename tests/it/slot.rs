@@ -112,7 +112,7 @@ async fn slot_follows(connector: &Connector, primary: &Server, standby: &Server)
     // Whoever streams from it moves it.
     let other = connector.other_hosts(&host).remove(0);
     let stream = connector.connect_any_role(&other, &[]).await.unwrap();
-    let stream = stream.start_replication("pgkeep", ahead, TimelineId::FIRST).await;
+    let stream = stream.start_replication(Some("pgkeep"), ahead, TimelineId::FIRST).await;
     let held = pass(connector, &host, system_id, ahead.advance(1)).await.unwrap();
     assert!(held.active_pid.is_some() && held.held_by().unwrap().contains("pgkeep"));
     drop(stream);
