@@ -6,10 +6,12 @@ use super::{FailureKind, Region, StoreError};
 use crate::repo::{
     Container, ContentHash, ContentKey, Coverage, GAP_FOLDER, PieceMeta, PieceName,
     TIMELINE_FOLDER, TRAILER_GUESS, Trailer, TrailerRead, WAL_FOLDER, log_folder, parse_gap_key,
-    parse_history_name, timeline_folder,
+    parse_history_name, parse_index_name, timeline_folder,
 };
-use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
+use crate::wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
+/// Folders that are looked at for a hole: at least two, and more while none is rolled up.
+const FOLDERS_LOOKED_AT: usize = 8;
 /// Folders listed at once.
 const LISTS_AT_ONCE: usize = 16;
 
@@ -84,8 +86,8 @@ pub async fn list_pieces(
 }
 
 /// Looks up how far the region's WAL reaches on a timeline: the end of the first run without a
-/// hole in the newest two folders. Writes go out in the order of the WAL, so only the last few
-/// can have left a hole; a recorded gap is stepped over.
+/// hole in the newest folders, back to one that was rolled up and so was whole. Writes go out in
+/// the order of the WAL, so only the last few can have left a hole; a recorded gap is stepped over.
 ///
 /// `begin`, where it is known, is where the timeline's WAL must begin: what lies behind a hole at
 /// the very beginning does not count.
@@ -99,12 +101,20 @@ pub async fn frontier_of(
     begin: Option<Lsn>,
 ) -> Result<Option<Frontier>, StoreError> {
     let logs = list_logs(region, timeline).await?;
-    let Some(log) = logs.iter().rev().take(2).next_back() else { return Ok(None) };
-    let name = crate::wal::SegmentName { timeline, log: *log, segment: 0 };
-    let Some(folder_start) = size.number(name).map(|number| size.start_of(number)) else {
-        return Ok(None);
-    };
-    let pieces = list_pieces(region, timeline, size, folder_start, None).await?.coverage;
+    let mut pieces: Vec<PieceName> = Vec::new();
+    let mut folder_start = Lsn(u64::MAX);
+    for (age, log) in logs.iter().rev().take(FOLDERS_LOOKED_AT).enumerate() {
+        let name = SegmentName { timeline, log: *log, segment: 0 };
+        let Some(number) = size.number(name) else { break };
+        folder_start = size.start_of(number);
+        let listed = region.list(&log_folder(timeline, *log)).await?;
+        pieces.extend(listed.iter().filter_map(|object| PieceName::parse(object.file_name())));
+        let is_whole = listed.iter().any(|object| parse_index_name(object.file_name()).is_some());
+        if age > 0 && is_whole {
+            break;
+        }
+    }
+    let pieces = Coverage::new(pieces, size);
     let Some(lowest) = pieces.start() else { return Ok(None) };
     let start = begin.filter(|begin| *begin >= folder_start).unwrap_or(lowest);
     let gaps = list_gaps(region).await?;

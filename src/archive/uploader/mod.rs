@@ -9,6 +9,7 @@
 
 mod look_up;
 mod progress;
+mod roll_up;
 mod upkeep;
 
 use std::sync::Arc;
@@ -74,6 +75,7 @@ enum Done {
     Filled(Lsn, Result<Copied, StoreError>),
     Mended((Lsn, Lsn), Result<Copied, StoreError>),
     Looked(upkeep::Report),
+    RolledUp(upkeep::Folder, Result<(), StoreError>),
 }
 
 /// What changes while the uploader runs.
@@ -184,6 +186,12 @@ impl Uploader {
             let uploader = self.clone();
             running.tasks.spawn(async move { Done::Looked(uploader.look(look).await) });
         }
+        if let Some(folder) = running.upkeep.next_finished() {
+            let uploader = self.clone();
+            running.tasks.spawn(async move {
+                Done::RolledUp(folder, uploader.roll_up(folder.0, folder.1).await)
+            });
+        }
     }
 
     fn start_mending(&self, running: &mut Running) {
@@ -245,6 +253,11 @@ impl Uploader {
                 }
             }
             Done::Looked(report) => self.take_report(report, running),
+            Done::RolledUp(_, Ok(())) => {}
+            Done::RolledUp(folder, Err(error)) => {
+                // It only costs time when it is looked for.
+                tracing::warn!(region = self.region.name(), timeline = %folder.0, log = folder.1, "no roll-up: {error}");
+            }
         }
         self.report(running);
     }

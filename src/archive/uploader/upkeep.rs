@@ -30,7 +30,7 @@ const SAMPLE_SIZE: usize = 1 << 20;
 const SUSPECTS_AT_ONCE: usize = 2;
 
 /// The folder of a LOG8: timeline and number.
-type Folder = (TimelineId, u32);
+pub(super) type Folder = (TimelineId, u32);
 
 /// What was stored and is to be looked at.
 pub(super) struct Upkeep {
@@ -47,6 +47,9 @@ pub(super) struct Upkeep {
     sample: Option<Sample>,
     looking: bool,
     last: Option<Instant>,
+    /// Folders that were left behind and are whole: to be rolled up.
+    finished: BTreeSet<Folder>,
+    rolled_up: BTreeSet<Folder>,
 }
 
 /// A part of an object that is to be read back.
@@ -80,6 +83,7 @@ pub(super) enum Finding {
 /// What a look came to.
 #[derive(Debug, Default)]
 pub(super) struct Report {
+    folder: Option<Folder>,
     seen: Vec<PieceName>,
     /// Took but not there, yet covered by smaller ones.
     vanished: Vec<PieceName>,
@@ -94,8 +98,13 @@ pub(super) struct Report {
 
 impl Upkeep {
     pub(super) fn new(unit: u64, known: BTreeSet<PieceName>) -> Upkeep {
+        let folders: BTreeSet<Folder> = known.iter().map(folder_of).collect();
+        // What an earlier run left to be done.
+        let finished = folders.iter().rev().skip(1).copied().collect();
         Upkeep {
             unit,
+            finished,
+            rolled_up: BTreeSet::new(),
             has_covered: true,
             own: known,
             unseen: BTreeMap::new(),
@@ -164,7 +173,6 @@ impl Upkeep {
         if self.looking || progress.is_copying() {
             return None;
         }
-        let folder_of = |name: &PieceName| (name.segment.timeline, name.segment.log);
         let newest = self.own.iter().next_back().map(folder_of)?;
         let rested = self.last.is_none_or(|last| now >= last + SPACING);
         let small: Vec<PieceName> = match self.has_covered && rested {
@@ -228,15 +236,16 @@ impl Upkeep {
             progress.small.remove(name);
             self.own.remove(name);
         }
-        for name in report.same {
-            self.suspects.remove(&name);
-            self.own.insert(name);
+        for name in &report.same {
+            self.suspects.remove(name);
+            self.own.insert(*name);
         }
-        for name in report.unknown {
-            if !self.own.contains(&name) && !progress.is_copying() {
-                self.suspects.insert(name);
+        for name in &report.unknown {
+            if !self.own.contains(name) && !progress.is_copying() {
+                self.suspects.insert(*name);
             }
         }
+        self.note_finished(report.folder.filter(|_| report.error.is_none()), progress);
         // Folders that were left behind are known to be whole.
         if let Some(newest) = self.own.iter().next_back().copied() {
             let first_unseen = self.unseen.keys().next().copied();
@@ -248,10 +257,35 @@ impl Upkeep {
     }
 }
 
+impl Upkeep {
+    /// A folder was looked at: nothing in it is left to be done, and a newer one is being filled?
+    fn note_finished(&mut self, folder: Option<Folder>, progress: &Progress) {
+        let newest = self.own.iter().next_back().map(folder_of);
+        let Some(folder) = folder.filter(|folder| Some(*folder) < newest) else { return };
+        let is_open =
+            self.unseen.keys().chain(&progress.small).any(|name| folder_of(name) == folder);
+        if !is_open && !self.rolled_up.contains(&folder) {
+            self.finished.insert(folder);
+        }
+    }
+
+    /// The next folder to be rolled up; it is not given again unless that fails.
+    pub(super) fn next_finished(&mut self) -> Option<Folder> {
+        let folder = self.finished.pop_first()?;
+        self.rolled_up.insert(folder);
+        Some(folder)
+    }
+}
+
+/// The folder in which a piece lies.
+fn folder_of(name: &PieceName) -> Folder {
+    (name.segment.timeline, name.segment.log)
+}
+
 impl Uploader {
     /// Lists a folder and does what is to be done in it.
     pub(super) async fn look(&self, look: Look) -> Report {
-        let mut report = Report::default();
+        let mut report = Report { folder: Some(look.folder), ..Report::default() };
         if let Err(error) = self.try_look(&look, &mut report).await {
             report.error = Some(error);
         }
