@@ -20,8 +20,8 @@ use super::uploader::Uploader;
 use crate::repo::Frame;
 use crate::wal::Lsn;
 
-/// Messages between socket and cutter: at most 128 KiB of WAL each.
-const FEED_CAPACITY: usize = 64;
+/// Batches between socket and cutter: about 1 MiB of WAL each.
+const FEED_CAPACITY: usize = 8;
 
 /// Pieces between being cut and being whole.
 const ASSEMBLING: usize = 4;
@@ -33,7 +33,7 @@ const CONTINUOUS_LIMIT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Feed {
     /// WAL that follows what came before.
-    Data(Bytes),
+    Data(Vec<Bytes>),
     /// Make everything safe now.
     Flush,
 }
@@ -216,7 +216,11 @@ impl CutterTask {
             tokio::select! {
                 biased;
                 next = feed.recv() => match next {
-                    Some(Feed::Data(bytes)) => self.take(&bytes).await?,
+                    Some(Feed::Data(batch)) => {
+                        for bytes in batch {
+                            self.take(&bytes).await?;
+                        }
+                    }
                     Some(Feed::Flush) => self.flush().await?,
                     None => return self.flush().await,
                 },

@@ -28,6 +28,12 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 /// A server that said nothing for so long, although every status asks it to, is gone.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// How long the last WAL of a stream may wait for room in the pipeline; what is not taken then is
+/// asked for again.
+const LAST_WAL_PATIENCE: Duration = Duration::from_secs(30);
+/// WAL that is handed on at once, in bytes.
+const BATCH: usize = 1 << 20;
+
 /// Why receiving ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReceiveEnd {
@@ -58,7 +64,9 @@ pub(super) struct Receiver<'a> {
 
 /// What is waiting to be done.
 struct Pending {
-    data: Option<Bytes>,
+    data: Vec<Bytes>,
+    /// Bytes in it.
+    length: usize,
     flush: bool,
     /// The server wants an answer; latest by then.
     answer_by: Option<Instant>,
@@ -76,7 +84,8 @@ impl Receiver<'_> {
     pub(super) async fn run(mut self) -> Result<ReceiveEnd, PgError> {
         let now = Instant::now();
         let mut pending = Pending {
-            data: None,
+            data: Vec::new(),
+            length: 0,
             flush: false,
             answer_by: None,
             last_answer: now,
@@ -86,46 +95,51 @@ impl Receiver<'_> {
         let mut ticks = tokio::time::interval(STATUS_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let waiting = pending.data.is_some() || pending.flush;
+            let waiting = !pending.data.is_empty() || pending.flush;
             let answer_at = self.answer_time(&pending);
             tokio::select! {
                 biased;
-                message = self.stream.next(), if pending.data.is_none() => {
-                    if self.take(message?, &mut pending) {
-                        return Ok(ReceiveEnd::Server);
-                    }
-                }
-                permit = self.feed.reserve(), if waiting => {
-                    let Ok(permit) = permit else { return Ok(ReceiveEnd::Pipeline) };
-                    match pending.data.take() {
-                        Some(bytes) => permit.send(Feed::Data(bytes)),
-                        None => {
-                            permit.send(Feed::Flush);
-                            pending.flush = false;
-                        }
-                    }
-                }
-                _ = self.durable.changed() => {
-                    // At once: a commit may be waiting for it.
-                    self.send_status(false).await?;
-                }
+                // First what is seldom ready and must never starve.
+                () = self.cancelled.cancelled() => return Ok(ReceiveEnd::Cancelled),
+                () = self.again.cancelled() => return Ok(ReceiveEnd::Again),
+                () = self.feed.closed() => return Ok(ReceiveEnd::Pipeline),
                 _ = ticks.tick() => {
-                    if pending.data.is_none() && pending.last_heard.elapsed() > SILENCE {
+                    if pending.data.is_empty() && pending.last_heard.elapsed() > SILENCE {
                         return Err(PgError::Timeout("streaming WAL: the server is silent"));
                     }
                     self.state.tick();
                     self.send_status(true).await?;
                 }
-                () = self.feed.closed() => return Ok(ReceiveEnd::Pipeline),
                 () = tokio::time::sleep_until(answer_at.unwrap_or(now)), if answer_at.is_some() => {
                     self.send_status(false).await?;
                     pending.answer_by = None;
                     pending.last_answer = Instant::now();
                 }
-                () = self.cancelled.cancelled() => return Ok(ReceiveEnd::Cancelled),
-                () = self.again.cancelled() => return Ok(ReceiveEnd::Again),
+                _ = self.durable.changed() => {
+                    // At once: a commit may be waiting for it.
+                    self.send_status(false).await?;
+                }
+                // What has arrived already is handed on together: each hand-over wakes a task.
+                message = self.stream.next(), if pending.length < BATCH => {
+                    if self.take(message?, &mut pending) {
+                        // The last WAL goes the way of all before it.
+                        let rest = self.feed.send(Feed::Data(pending.data));
+                        let _ = tokio::time::timeout(LAST_WAL_PATIENCE, rest).await;
+                        return Ok(ReceiveEnd::Server);
+                    }
+                }
+                permit = self.feed.reserve(), if waiting => {
+                    let Ok(permit) = permit else { return Ok(ReceiveEnd::Pipeline) };
+                    if pending.data.is_empty() {
+                        permit.send(Feed::Flush);
+                        pending.flush = false;
+                    } else {
+                        permit.send(Feed::Data(std::mem::take(&mut pending.data)));
+                        pending.length = 0;
+                    }
+                }
             }
-            if pending.data.is_none()
+            if pending.data.is_empty()
                 && self.until.is_some_and(|until| self.stream.position() >= until)
             {
                 return Ok(ReceiveEnd::Reached);
@@ -148,7 +162,8 @@ impl Receiver<'_> {
         match message {
             WalMessage::Data { wal_end, clock, bytes, .. } => {
                 self.state.heard(wal_end, self.stream.position(), clock);
-                pending.data = Some(bytes);
+                pending.length += bytes.len();
+                pending.data.push(bytes);
             }
             WalMessage::Keepalive { wal_end, clock, reply } => {
                 self.state.heard(wal_end, self.stream.position(), clock);

@@ -106,7 +106,9 @@ impl From<PlanError> for CliError {
     fn from(error: PlanError) -> CliError {
         match error {
             PlanError::Unreachable { .. } => CliError::new(Exit::Unreachable, error.to_string()),
-            PlanError::Diverged(_) => CliError::new(Exit::Diverged, error.to_string()),
+            PlanError::Diverged(_) | PlanError::Promotions(_) => {
+                CliError::new(Exit::Diverged, error.to_string())
+            }
             PlanError::Read(error) => error.into(),
         }
     }

@@ -116,6 +116,11 @@ pub enum PlanError {
     /// Two histories.
     #[error("{0}; nobody but you can say which one is right")]
     Diverged(#[from] crate::repo::Divergence),
+    /// Two promotions to one timeline.
+    #[error(
+        "the regions have different history files of timeline {0}: two servers were promoted to it. Nobody but you can say which one is right: --region chooses a region that has only one, --target-timeline another history"
+    )]
+    Promotions(TimelineId),
     /// No region can be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -217,6 +222,10 @@ async fn candidate(
     let Some(history) = catalog.history(timeline) else {
         return Ok(Err(format!("the history file of timeline {timeline} is missing")));
     };
+    let path = history.path();
+    if let Some((conflict, _, _)) = path.iter().find(|part| catalog.conflicts.contains(&part.0)) {
+        return Err(PlanError::Promotions(*conflict));
+    }
     if let Err(reason) = suits(info, &history, &request.target) {
         return Ok(Err(reason));
     }
@@ -237,7 +246,10 @@ async fn candidate(
             Some((from, to)) => Err(format!(
                 "there is a hole in the WAL from {from} to {to}. To recover up to it, ask for --target-lsn {from}"
             )),
-            None => Ok((Target::End, wal.last_time(catalog, info.stop_lsn).await?)),
+            None => match unseen_end(catalog, request, timeline, end) {
+                Some(reason) => Err(reason),
+                None => Ok((Target::End, wal.last_time(catalog, info.stop_lsn).await?)),
+            },
         },
         Target::Lsn(lsn) => wal.resolve_lsn(catalog, *lsn).await?,
         Target::Time(time) => wal.resolve_time(catalog, *time, info, request.exclusive).await?,
@@ -258,6 +270,32 @@ async fn candidate(
         recovery_target,
         reaches,
     }))
+}
+
+/// Whether an archiver said that a region holds more than what can be read: then the end that is
+/// seen is not the end.
+fn unseen_end(
+    catalog: &Catalog,
+    request: &PlanRequest,
+    timeline: TimelineId,
+    end: Lsn,
+) -> Option<String> {
+    let may_be_read = |name: &String| request.regions.is_empty() || request.regions.contains(name);
+    let words = catalog.alive.iter().filter(|word| word.timeline == timeline);
+    let claims = words.flat_map(|word| &word.regions).filter(|region| may_be_read(&region.name));
+    let furthest = claims
+        .filter_map(|region| Some((region.archived_lsn?, &region.name)))
+        .max()
+        .filter(|(lsn, _)| *lsn > end)?;
+    let failures: Vec<_> = catalog.failures.iter().map(ToString::to_string).collect();
+    let failures = match failures.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", failures.join("; ")),
+    };
+    Some(format!(
+        "the archiver last said that region {} holds WAL up to {}, and what can be read ends at {end}{failures}. To lose what lies behind it, ask for --target-lsn {end}, or name the regions to be used with --region",
+        furthest.1, furthest.0
+    ))
 }
 
 /// What can be said without looking at WAL.

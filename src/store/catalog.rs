@@ -1,7 +1,7 @@
 //! What the regions hold of one cluster, put together: lineages, backups, timelines, gaps, last
 //! words. Regions that cannot be read are named, not fatal, as long as one can.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -26,6 +26,9 @@ pub struct Catalog {
     pub backups: BTreeMap<BackupLabel, (BackupInfo, Vec<String>)>,
     /// History files by timeline, parsed and raw. Timeline 1 has none.
     pub histories: BTreeMap<TimelineId, (TimelineHistory, Bytes)>,
+    /// Timelines of which the regions have different history files: two servers were promoted to
+    /// one number.
+    pub conflicts: BTreeSet<TimelineId>,
     /// Timelines that have WAL.
     pub timelines: Vec<TimelineId>,
     /// Recorded gaps.
@@ -117,6 +120,7 @@ impl Catalog {
             regions: regions.clone(),
             backups: BTreeMap::new(),
             histories: BTreeMap::new(),
+            conflicts: BTreeSet::new(),
             timelines: Vec::new(),
             gaps: Vec::new(),
             alive: Vec::new(),
@@ -147,7 +151,11 @@ impl Catalog {
             entry.1.push(region.to_owned());
         }
         for (history, bytes) in part.histories {
-            self.histories.entry(history.timeline).or_insert((history, bytes));
+            let timeline = history.timeline;
+            let known = self.histories.entry(timeline).or_insert((history, bytes.clone()));
+            if known.1 != bytes {
+                self.conflicts.insert(timeline);
+            }
         }
         self.timelines.extend(part.timelines);
         self.gaps.extend(part.gaps);
