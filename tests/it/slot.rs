@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgkeep::pg::{
-    ConnInfo, Connector, HostSpec, PgError, SlotFacts, Surroundings, keep_slots_on_standbys,
+    ConnInfo, Connector, HostSpec, PgError, SlotFacts, Surroundings, WalStream,
+    keep_slots_on_standbys,
 };
 use pgkeep::wal::{Lsn, TimelineId};
 use rustix::process::Signal;
@@ -58,21 +59,45 @@ fn wait_replayed(primary: &Server, standby: &Server) -> Lsn {
     end
 }
 
-fn connector(conninfo: &str) -> Connector {
-    Connector::new(ConnInfo::parse(conninfo, &Surroundings::from_process()).unwrap())
+/// Passes over the only other host, from tests that are not asynchronous.
+struct Passes {
+    runtime: tokio::runtime::Runtime,
+    connector: Connector,
+    primary: HostSpec,
+    system_id: u64,
 }
 
-/// One pass over the only other host.
-async fn pass(
-    connector: &Connector,
-    primary: &HostSpec,
-    system_id: u64,
-    durable: Lsn,
-) -> Result<SlotFacts, PgError> {
-    let mut outcomes =
-        keep_slots_on_standbys(connector, primary, system_id, "pgkeep", durable).await;
-    assert_eq!(outcomes.len(), 1);
-    outcomes.remove(0).1
+impl Passes {
+    fn new(conninfo: &str) -> Passes {
+        let connector =
+            Connector::new(ConnInfo::parse(conninfo, &Surroundings::from_process()).unwrap());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (primary, system_id) = runtime.block_on(async {
+            let sql = connector.first_sql().await.unwrap();
+            (sql.host().clone(), sql.system_id().await.unwrap())
+        });
+        Passes { runtime, connector, primary, system_id }
+    }
+
+    fn pass(&self, durable: Lsn) -> Result<SlotFacts, PgError> {
+        let Passes { connector, primary, system_id, .. } = self;
+        let passes = keep_slots_on_standbys(connector, primary, *system_id, "pgkeep", durable);
+        let mut outcomes = self.runtime.block_on(passes);
+        assert_eq!(outcomes.len(), 1);
+        outcomes.remove(0).1
+    }
+
+    /// Streams from the standby's slot.
+    fn hold(&self, start: Lsn) -> WalStream {
+        let standby = self.connector.other_hosts(&self.primary).remove(0);
+        self.runtime.block_on(async {
+            let mut connection = self.connector.connect_any_role(&standby, &[]).await.unwrap();
+            connection.identify_system().await.unwrap();
+            let started =
+                connection.start_replication(Some("pgkeep"), start, TimelineId::FIRST).await;
+            started.map_err(|(error, _)| error).unwrap().expect("a stream")
+        })
+    }
 }
 
 #[test]
@@ -81,40 +106,31 @@ fn a_slot_on_a_standby_is_made_and_follows_the_archive() {
         let folder = Folder::new();
         let mut primary = Server::new(&folder, major, &ServerOptions::default());
         let standby = standby_of(&folder, &mut primary, "node2");
-        let connector = connector(&both(&primary, &standby));
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(slot_follows(&connector, &primary, &standby));
+        slot_follows(&primary, &standby);
         assert_eq!(standby.sql("SELECT count(*) FROM pg_replication_slots"), "1", "{major}");
     }
 }
 
-async fn slot_follows(connector: &Connector, primary: &Server, standby: &Server) {
-    let sql = connector.first_sql().await.unwrap();
-    let (host, system_id) = (sql.host().clone(), sql.system_id().await.unwrap());
-    assert_eq!(connector.other_hosts(&host).len(), 1);
+fn slot_follows(primary: &Server, standby: &Server) {
+    let mut passes = Passes::new(&both(primary, standby));
     wait_replayed(primary, standby);
-    let made = pass(connector, &host, system_id, Lsn::INVALID).await.unwrap();
-    let begin = made.restart_lsn.expect("it keeps WAL at once");
+    let begin = passes.pass(Lsn::INVALID).unwrap().restart_lsn.expect("it keeps WAL at once");
     primary.sql("CREATE TABLE t AS SELECT generate_series(1, 50000) AS n");
     let durable = wait_replayed(primary, standby);
     primary.sql("INSERT INTO t SELECT generate_series(1, 50000)");
     let end = wait_replayed(primary, standby);
     assert!(begin < durable && durable < end);
-    let moved = pass(connector, &host, system_id, durable).await.unwrap();
+    let moved = passes.pass(durable).unwrap();
     assert_eq!(moved.restart_lsn, Some(durable));
     assert!(moved.retained_bytes().unwrap() > 0);
     // It never goes back, and never beyond what the standby has.
-    let again = pass(connector, &host, system_id, begin).await.unwrap();
-    assert_eq!(again.restart_lsn, Some(durable));
-    let ahead = pass(connector, &host, system_id, end.advance(1 << 30)).await.unwrap();
-    let ahead = ahead.restart_lsn.unwrap();
+    assert_eq!(passes.pass(begin).unwrap().restart_lsn, Some(durable));
+    let ahead = passes.pass(end.advance(1 << 30)).unwrap().restart_lsn.unwrap();
     assert!(ahead >= end && ahead < end.advance(1 << 20), "{ahead}");
     // Whoever streams from it moves it.
-    let other = connector.other_hosts(&host).remove(0);
-    let stream = connector.connect_any_role(&other, &[]).await.unwrap();
-    let stream = stream.start_replication(Some("pgkeep"), ahead, TimelineId::FIRST).await;
-    let held = pass(connector, &host, system_id, ahead.advance(1)).await.unwrap();
-    assert!(held.active_pid.is_some() && held.held_by().unwrap().contains("pgkeep"));
+    let stream = passes.hold(ahead);
+    let held = passes.pass(ahead.advance(1)).unwrap();
+    assert!(held.held_by().is_some_and(|holder| holder.contains("pgkeep")), "{held:?}");
     drop(stream);
     wait_until("the slot to be free", || {
         standby.sql("SELECT active FROM pg_replication_slots") == "f"
@@ -122,13 +138,14 @@ async fn slot_follows(connector: &Connector, primary: &Server, standby: &Server)
     // One that keeps no WAL is worth nothing.
     standby.sql("SELECT pg_drop_replication_slot('pgkeep')");
     standby.sql("SELECT pg_create_physical_replication_slot('pgkeep')");
-    let remade = pass(connector, &host, system_id, Lsn::INVALID).await.unwrap();
-    assert!(remade.restart_lsn.is_some());
+    assert!(passes.pass(Lsn::INVALID).unwrap().restart_lsn.is_some());
     // Strangers and primaries are left alone.
-    let stranger = pass(connector, &host, system_id + 1, Lsn::INVALID).await;
+    passes.system_id += 1;
+    let stranger = passes.pass(Lsn::INVALID);
     assert!(matches!(stranger, Err(PgError::OtherSystem { .. })), "{stranger:?}");
+    passes.system_id -= 1;
     standby.sql("SELECT pg_promote()");
-    let promoted = pass(connector, &host, system_id, Lsn::INVALID).await;
+    let promoted = passes.pass(Lsn::INVALID);
     assert!(matches!(promoted, Err(PgError::NotAStandby)), "{promoted:?}");
 }
 
@@ -138,14 +155,8 @@ fn a_standby_that_is_down_is_an_outcome_of_its_own() {
     let mut primary = Server::new(&folder, 17, &ServerOptions::default());
     let mut standby = standby_of(&folder, &mut primary, "node2");
     standby.stop();
-    let connector = connector(&both(&standby, &primary));
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let sql = connector.first_sql().await.unwrap();
-        let system_id = sql.system_id().await.unwrap();
-        let down = pass(&connector, sql.host(), system_id, Lsn::INVALID).await;
-        assert!(matches!(down, Err(PgError::Host { .. })), "{down:?}");
-    });
+    let down = Passes::new(&both(&standby, &primary)).pass(Lsn::INVALID);
+    assert!(matches!(down, Err(PgError::Host { .. })), "{down:?}");
 }
 
 #[test]
