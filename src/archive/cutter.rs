@@ -26,7 +26,7 @@ pub(super) enum Cut {
     /// The next full frame of the current piece.
     Frame(Bytes),
     /// A piece. A full one ends the current piece, and with it the frames.
-    Piece(PieceJob),
+    Piece(Box<PieceJob>),
 }
 
 /// A small piece that was cut, still standing.
@@ -115,7 +115,7 @@ impl Cutter {
                 cuts.push(Cut::Frame(self.end_frame()));
             }
             if take as u64 == piece_left {
-                cuts.push(Cut::Piece(self.end_piece()));
+                cuts.push(Cut::Piece(Box::new(self.end_piece())));
             }
         }
         Ok(())

@@ -20,6 +20,8 @@ struct Inner {
     damaged: Vec<(TimelineId, Lsn)>,
     /// WAL that is missing was first noticed then.
     removed: Option<((TimelineId, Lsn), Instant)>,
+    /// The server has no WAL before here any more.
+    no_overlap: Option<(TimelineId, Lsn)>,
     /// Stream from here although a region that is silent may lack what lies before.
     skip_to: Option<(TimelineId, Lsn)>,
 }
@@ -50,6 +52,22 @@ impl Memory {
                 now
             }
         }
+    }
+
+    /// The server cannot give WAL before here for a comparison.
+    pub(super) fn cannot_step_back(&self, timeline: TimelineId, lsn: Lsn) {
+        self.lock().no_overlap = Some((timeline, lsn));
+    }
+
+    /// A point that lies exactly where the archive ends shares no byte with it: one piece earlier
+    /// there is something to compare, and so to tell a clone.
+    pub(super) fn step_back(&self, point: StartPoint, unit: u64) -> StartPoint {
+        let at_the_end = point.lsn == point.frontier && point.lsn.0 >= 2 * unit;
+        let known = self.lock().no_overlap == Some((point.timeline, point.lsn));
+        if at_the_end && !known {
+            return StartPoint { lsn: point.lsn.retreat(unit), ..point };
+        }
+        point
     }
 
     /// The next session shall begin here.

@@ -132,6 +132,11 @@ pub enum ArchiveError {
     /// The server sends what cannot be its WAL.
     #[error(transparent)]
     Page(#[from] PageError),
+    /// The last WAL of the archive is gone from the server.
+    #[error(
+        "the server has no WAL before {0} any more that could be compared with the archive's; going on without"
+    )]
+    NoOverlap(Lsn),
     /// WAL that was damaged on its way, or on the server.
     #[error(
         "WAL from the server on timeline {timeline} is damaged ({damage}); asking for it again"
@@ -169,6 +174,7 @@ impl ArchiveError {
             | ArchiveError::Store(_)
             | ArchiveError::Standby(_)
             | ArchiveError::Removed { .. }
+            | ArchiveError::NoOverlap(_)
             | ArchiveError::DamagedWal { .. }
             | ArchiveError::Io(_) => true,
             ArchiveError::Foreign { .. }

@@ -245,7 +245,7 @@ impl CutterTask {
                 Cut::Frame(raw) => self.compress(raw).await?,
                 Cut::Piece(job) => {
                     full = true;
-                    self.dispatch(job).await?;
+                    self.dispatch(*job).await?;
                 }
             }
         }

@@ -131,6 +131,11 @@ impl Session<'_> {
         if code != Some("58P01") {
             return error;
         }
+        let point = &stretch.point;
+        if point.lsn < point.frontier.round_down(piece_unit(&server.format)) {
+            self.memory.cannot_step_back(point.timeline, point.frontier);
+            return ArchiveError::NoOverlap(point.frontier);
+        }
         match self.meet_removed(server, stretch, &error.to_string()).await {
             Ok(()) => error,
             Err(worse) => worse,
@@ -297,7 +302,13 @@ impl Session<'_> {
                     ),
                 })
             }
-            Some(point) => Ok(self.memory.skip(point)),
+            Some(point) => {
+                let point = self.memory.skip(point);
+                // At a fork the timeline's WAL begins.
+                let begins = server.history.begin_of(point.timeline).unwrap_or(Lsn::INVALID);
+                let stepped = self.memory.step_back(point.clone(), unit);
+                Ok(if stepped.lsn >= begins.round_down(unit) { stepped } else { point })
+            }
             // One that is silent may hold the archive.
             None if !lookup.unread.is_empty() => Err(ArchiveError::NoRegion(lookup.unread)),
             None => {

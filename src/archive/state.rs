@@ -127,6 +127,8 @@ impl RegionState {
 #[derive(Debug, Default)]
 struct Inner {
     streaming: bool,
+    /// The session has streamed: what is known is its own.
+    has_streamed: bool,
     is_spare: bool,
     trouble: Option<String>,
     host: Option<String>,
@@ -265,6 +267,7 @@ impl ArchiveState {
     ) {
         let mut inner = self.lock();
         inner.streaming = true;
+        inner.has_streamed = true;
         inner.is_spare = false;
         inner.trouble = None;
         inner.host = Some(host);
@@ -273,6 +276,16 @@ impl ArchiveState {
         inner.timeline = Some(timeline);
         inner.samples.clear();
         inner.wal_end = Lsn::INVALID;
+    }
+
+    /// A session begins: what was known of the last one is old.
+    pub(super) fn begin_session(&self) {
+        self.lock().has_streamed = false;
+    }
+
+    /// Whether this session has streamed.
+    pub(super) fn has_streamed(&self) -> bool {
+        self.lock().has_streamed
     }
 
     /// Streaming ended.

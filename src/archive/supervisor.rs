@@ -97,6 +97,7 @@ impl Archiver {
             memory: &self.memory,
             cancelled,
         };
+        self.state.begin_session();
         let quiet = CancellationToken::new();
         let alive = tokio::spawn(say_once_known(
             self.regions.clone(),
@@ -125,7 +126,8 @@ async fn say_once_known(
     cancelled: CancellationToken,
 ) {
     loop {
-        if let Some(system_id) = state.report().system_id {
+        let system_id = state.report().system_id.filter(|_| state.has_streamed());
+        if let Some(system_id) = system_id {
             let regions = cluster.within(&system_id.to_string()).iter().cloned().collect();
             return keep_saying(regions, archiver, state, interval, cancelled).await;
         }
