@@ -9,7 +9,7 @@ use super::context::{Context, conninfo};
 use super::{CliError, Exit, output};
 use crate::config::{Config, RegionConfig};
 use crate::pg::{ConnInfo, Connector, ServerFacts, SlotFacts};
-use crate::store::{Put, Region, RegionSpec, open_region};
+use crate::store::{Patience, Put, Region, RegionSpec, open_region};
 
 /// A server's clock may differ from this machine's by so many seconds without a word.
 const CLOCK_TOLERANCE_SECONDS: f64 = 5.0;
@@ -273,11 +273,17 @@ async fn check_region(config: &Config, region: &RegionConfig, items: &mut Items)
         Ok(opened) => opened.within(&config.cluster.name),
         Err(error) => return items.fail(&item, error.message, None),
     };
-    match try_region(&opened).await {
+    match try_region(&opened.with_patience(Patience::LOOKUP)).await {
         Ok(conditional) => {
-            let create = if conditional { "honours" } else { "ignores" };
+            let create = match conditional {
+                _ if opened.refuses_creation() => "refuses",
+                true => "honours",
+                false => "ignores",
+            };
             items.ok(&item, format!("{}: write, read, list and delete work; it {create} conditional creation", region.url));
         }
+        // What a local folder lacks is in its message.
+        Err(error) if region.url.starts_with("file:") => items.fail(&item, error.to_string(), None),
         Err(error) => items.fail(
             &item,
             error.to_string(),
