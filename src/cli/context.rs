@@ -6,7 +6,7 @@ use super::{CliError, Exit};
 use crate::config::Config;
 use crate::pg::{ConnInfo, Surroundings};
 use crate::repo::Lineage;
-use crate::store::{Catalog, RegionSpec, Regions, list_lineages, open_region};
+use crate::store::{Catalog, Region, RegionSpec, Regions, list_lineages, open_region};
 
 /// Where the configuration is looked for.
 const PLACES: [&str; 2] = ["pgkeep.toml", "/etc/pgkeep/pgkeep.toml"];
@@ -45,7 +45,9 @@ pub fn conninfo(config: &Config) -> Result<ConnInfo, CliError> {
         .map_err(|error| CliError::new(Exit::Configuration, format!("cluster.conninfo: {error}")))
 }
 
-/// The regions, at their roots; only `wanted` if any are named.
+/// The regions, at their roots; only `wanted` if any are named. A local folder that is missing fails
+/// each request until it is there, and keeps no other region from being used; if all are, it is an
+/// error.
 pub fn open_regions(config: &Config, wanted: &[String]) -> Result<Regions, CliError> {
     let unknown = wanted.iter().find(|name| !config.regions.iter().any(|r| r.name == **name));
     if let Some(name) = unknown {
@@ -63,11 +65,18 @@ pub fn open_regions(config: &Config, wanted: &[String]) -> Result<Regions, CliEr
             .map_err(|error| CliError::new(Exit::Configuration, error.to_string()))?;
         regions.push(region);
     }
-    Ok(Regions::new(regions))
+    let missing: Option<Vec<String>> = regions.iter().map(Region::missing_folder).collect();
+    match missing {
+        Some(missing) => Err(CliError::new(
+            Exit::Configuration,
+            format!("there is no region to use: {}", missing.join("; ")),
+        )),
+        None => Ok(Regions::new(regions)),
+    }
 }
 
-/// As [`open_regions`] for commands that only read: a region that is gone must not keep the others
-/// from being used.
+/// As [`open_regions`] for commands that only read: a region that is gone, or whose configuration is
+/// wrong, is left out.
 pub fn open_readable(config: &Config, wanted: &[String]) -> Result<Regions, CliError> {
     let names: Vec<String> = config.regions.iter().map(|region| region.name.clone()).collect();
     if let Some(name) = wanted.iter().find(|name| !names.contains(name)) {

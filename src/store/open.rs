@@ -7,13 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ClientOptions, RetryConfig};
 use url::Url;
@@ -42,10 +40,18 @@ impl std::fmt::Debug for RegionSpec {
     }
 }
 
-/// Opens a region. No request is made; a local folder must exist.
+/// What S3 deletes in one request.
+const S3_DELETES: usize = 1000;
+/// What Azure deletes in one request.
+const AZURE_DELETES: usize = 256;
+/// Google's interface knows no deletion of many.
+const GCS_DELETES: usize = 1;
+
+/// Opens a region. No request is made, and no folder is looked for: one that is missing is told by
+/// each request, until it is there.
 ///
 /// # Errors
-/// A URL of an unknown kind, an unknown option, a missing folder, options that do not fit together.
+/// A URL of an unknown kind, an unknown option, options that do not fit together.
 pub fn open_region(spec: &RegionSpec) -> Result<Region, StoreError> {
     let fail = |message: String| StoreError {
         kind: FailureKind::Permanent,
@@ -60,7 +66,7 @@ pub fn open_region(spec: &RegionSpec) -> Result<Region, StoreError> {
     let path = || {
         Path::from_url_path(url.path().trim_matches('/')).map_err(|error| fail(error.to_string()))
     };
-    let built = |error: object_store::Error| fail(super::error::describe(&error));
+    let built = |error: object_store::Error| fail(super::error::sort(&error).1);
     let (backend, root) = match url.scheme() {
         "file" => (open_folder(&url, spec).map_err(fail)?, Path::default()),
         "s3" | "s3a" => {
@@ -72,7 +78,7 @@ pub fn open_region(spec: &RegionSpec) -> Result<Region, StoreError> {
                 let key = AmazonS3ConfigKey::from_str(key).map_err(built)?;
                 builder = builder.with_config(key, value);
             }
-            (Backend::cloud(Arc::new(builder.build().map_err(built)?)), path()?)
+            (Backend::cloud(builder.build().map_err(built)?, S3_DELETES), path()?)
         }
         "gs" => {
             let mut builder = GoogleCloudStorageBuilder::from_env()
@@ -83,7 +89,7 @@ pub fn open_region(spec: &RegionSpec) -> Result<Region, StoreError> {
                 let key = GoogleConfigKey::from_str(key).map_err(built)?;
                 builder = builder.with_config(key, value);
             }
-            (Backend::cloud(Arc::new(builder.build().map_err(built)?)), path()?)
+            (Backend::cloud(builder.build().map_err(built)?, GCS_DELETES), path()?)
         }
         "az" | "azure" | "abfs" | "abfss" => {
             let mut builder = MicrosoftAzureBuilder::from_env()
@@ -94,7 +100,7 @@ pub fn open_region(spec: &RegionSpec) -> Result<Region, StoreError> {
                 let key = AzureConfigKey::from_str(key).map_err(built)?;
                 builder = builder.with_config(key, value);
             }
-            (Backend::cloud(Arc::new(builder.build().map_err(built)?)), path()?)
+            (Backend::cloud(builder.build().map_err(built)?, AZURE_DELETES), path()?)
         }
         other => {
             return Err(fail(format!(
@@ -119,16 +125,7 @@ fn open_folder(url: &Url, spec: &RegionSpec) -> Result<Backend, String> {
     }
     let folder: PathBuf =
         url.to_file_path().map_err(|()| "a local folder is written file:///folder".to_owned())?;
-    if !folder.is_dir() {
-        return Err(format!(
-            "the folder {} does not exist. It is never made by itself, so that a disk that is not mounted is not taken for an empty archive; \"pgkeep init\" makes it, or mkdir",
-            folder.display()
-        ));
-    }
-    let store = LocalFileSystem::new_with_prefix(&folder)
-        .map_err(|error| super::error::describe(&error))?
-        .with_fsync(true);
-    Ok(Backend::Folder { store: Arc::new(store), folder })
+    Ok(Backend::folder(folder))
 }
 
 /// Deadlines are set request by request; plain HTTP is allowed when the endpoint says so.
@@ -171,7 +168,7 @@ mod tests {
         assert!(
             open("az://container/prefix", &[("account_name", "a"), ("account_key", key)]).is_ok()
         );
-        assert!(open("file:///tmp", &[]).is_ok());
+        assert!(open("file:///no/such/folder", &[]).is_ok());
     }
 
     #[test]
@@ -180,7 +177,7 @@ mod tests {
             |url: &str, options: &[(&str, &str)]| open(url, options).unwrap_err().to_string();
         assert!(told("ftp://x", &[]).contains("unknown kind of store"));
         assert!(told("/srv/archive", &[]).contains("file:///folder"));
-        assert!(told("file:///no/such/folder", &[]).contains("mounted"));
+        assert!(told("file:///tmp", &[("region", "x")]).contains("no option"));
         assert!(told("s3://bucket", &[("end_point", "x")]).contains("end_point"));
     }
 }

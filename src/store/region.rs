@@ -1,77 +1,69 @@
-//! One region: requests with deadlines and bounded retries.
+//! One region: what all its requests share. Requests themselves are in `write`, `read`, `list` and
+//! `delete`; each attempt has deadlines ([`Patience`]), is counted, and is repeated a bounded number
+//! of times while its failure may pass.
+//!
+//! Nothing is cached: what a read returns came from the store for that read.
 
 use std::future::Future;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::TryStreamExt;
-use object_store::local::LocalFileSystem;
+use object_store::list::PaginatedListStore;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
-};
+use object_store::{ObjectStore, ObjectStoreExt};
 
-use super::error::{describe, kind_of};
-use super::{FailureKind, StoreError, Upload};
-
-/// Time allowed for any request, before its bytes are counted.
-const BASE_DEADLINE: Duration = Duration::from_secs(20);
-/// The slowest store that still counts as working, in bytes a second.
-const SLOWEST_RATE: u64 = 256 << 10;
-/// How often a request is tried before its failure is the caller's.
-const ATTEMPTS: u32 = 4;
-/// The pause before the second attempt; it doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-
-/// What a write found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Put {
-    /// The object was written.
-    Written,
-    /// It was there already.
-    AlreadyThere,
-}
-
-/// An object in a listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObjectInfo {
-    /// Its key, relative to the region's root.
-    pub key: String,
-    /// Its length in bytes.
-    pub size: u64,
-}
-
-impl ObjectInfo {
-    /// The last part of the key.
-    pub fn file_name(&self) -> &str {
-        self.key.rsplit('/').next().unwrap_or(&self.key)
-    }
-}
+use super::counts::{Counters, RequestKind};
+use super::error::sort;
+use super::folder::Folder;
+use super::patience::FIRST_PAUSE;
+use super::{FailureKind, Patience, RequestCounts, StoreError, Upload};
 
 /// The library's stores, by what they can do.
 #[derive(Clone)]
 pub(super) enum Backend {
     /// A local folder.
-    Folder { store: Arc<LocalFileSystem>, folder: PathBuf },
+    Folder(Arc<Folder>),
     /// A store over HTTP.
-    Cloud { store: Arc<dyn ObjectStore>, parts: Arc<dyn MultipartStore> },
+    Cloud(Cloud),
+}
+
+/// A store over HTTP, and what it can do beyond single requests.
+#[derive(Clone)]
+pub(super) struct Cloud {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) parts: Arc<dyn MultipartStore>,
+    /// Listings page by page; without it they come in one piece.
+    pub(super) pages: Option<Arc<dyn PaginatedListStore>>,
+    /// How many objects one request deletes.
+    pub(super) deletes_at_once: usize,
 }
 
 impl Backend {
-    pub(super) fn cloud<S: ObjectStore + MultipartStore>(store: Arc<S>) -> Backend {
-        Backend::Cloud { store: store.clone(), parts: store }
+    pub(super) fn folder(path: PathBuf) -> Backend {
+        Backend::Folder(Arc::new(Folder::new(path)))
     }
 
-    fn store(&self) -> &dyn ObjectStore {
-        match self {
-            Backend::Folder { store, .. } => store.as_ref(),
-            Backend::Cloud { store, .. } => store.as_ref(),
-        }
+    pub(super) fn cloud<S>(store: S, deletes_at_once: usize) -> Backend
+    where
+        S: ObjectStore + MultipartStore + PaginatedListStore,
+    {
+        let store = Arc::new(store);
+        let (parts, pages) = (store.clone(), Some(store.clone() as Arc<dyn PaginatedListStore>));
+        Backend::Cloud(Cloud { store, parts, pages, deletes_at_once })
     }
+}
+
+/// What is known of a region, by all its clones.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) counters: Counters,
+    /// The store said that it cannot create an object only if it is not there.
+    pub(super) cannot_create: AtomicBool,
+    /// The store said that it cannot delete several objects in one request.
+    pub(super) cannot_delete_many: AtomicBool,
 }
 
 /// A region, or a folder in it: keys are relative to its root.
@@ -81,6 +73,8 @@ pub struct Region {
     url: String,
     pub(super) backend: Backend,
     root: Path,
+    pub(super) patience: Patience,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl std::fmt::Debug for Region {
@@ -91,12 +85,14 @@ impl std::fmt::Debug for Region {
 
 impl Region {
     pub(super) fn new(name: String, url: String, backend: Backend, root: Path) -> Region {
-        Region { name, url, backend, root }
+        let (patience, shared) = (Patience::default(), Arc::default());
+        Region { name, url, backend, root, patience, shared }
     }
 
     /// A region in a store that somebody else opened.
     pub fn over<S: ObjectStore + MultipartStore>(name: &str, url: &str, store: Arc<S>) -> Region {
-        let backend = Backend::cloud(store);
+        let parts = store.clone();
+        let backend = Backend::Cloud(Cloud { store, parts, pages: None, deletes_at_once: 1 });
         Region::new(name.to_owned(), url.to_owned(), backend, Path::default())
     }
 
@@ -116,10 +112,28 @@ impl Region {
         Region { root, ..self.clone() }
     }
 
+    /// The same region with other deadlines and attempts.
+    pub fn with_patience(&self, patience: Patience) -> Region {
+        Region { patience, ..self.clone() }
+    }
+
+    /// Requests sent so far, by all clones of the region.
+    pub fn requests(&self) -> RequestCounts {
+        self.shared.counters.snapshot()
+    }
+
     pub(super) fn path(&self, key: &str) -> Path {
         key.split('/')
             .filter(|part| !part.is_empty())
             .fold(self.root.clone(), |p, part| p.join(part))
+    }
+
+    /// The key of an object whose full path is given; `None` if it lies elsewhere.
+    pub(super) fn key_of<'a>(&self, full: &'a Path) -> Option<&'a str> {
+        match self.root.as_ref() {
+            "" => Some(full.as_ref()),
+            root => full.as_ref().strip_prefix(root)?.strip_prefix('/'),
+        }
     }
 
     pub(super) fn error(
@@ -148,23 +162,97 @@ impl Region {
         self.error("read", key, FailureKind::NotFound, message)
     }
 
-    /// Runs one request with a deadline for `bytes` bytes.
+    /// An error of the library, said of a request.
+    pub(super) fn failed(
+        &self,
+        kind: RequestKind,
+        key: &str,
+        error: &object_store::Error,
+    ) -> StoreError {
+        let (failure, message) = sort(error);
+        self.error(kind.verb(), key, failure, message)
+    }
+
+    fn too_late(&self, kind: RequestKind, key: &str, deadline: Duration) -> StoreError {
+        let message = format!("no answer within {} s", deadline.as_secs_f32());
+        self.error(kind.verb(), key, FailureKind::Transient, message)
+    }
+
+    /// The store, once it is known to be there. Each request begins with it.
+    pub(super) async fn store(
+        &self,
+        kind: RequestKind,
+        key: &str,
+    ) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        self.find_store()
+            .await
+            .map_err(|problem| self.error(kind.verb(), key, FailureKind::Transient, problem))
+    }
+
+    async fn find_store(&self) -> Result<Arc<dyn ObjectStore>, String> {
+        let folder = match &self.backend {
+            Backend::Cloud(cloud) => return Ok(cloud.store.clone()),
+            Backend::Folder(folder) => folder.clone(),
+        };
+        let open = tokio::task::spawn_blocking(move || folder.open());
+        match tokio::time::timeout(self.patience.answer, open).await {
+            Ok(Ok(store)) => Ok(store?),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "its disk does not answer within {} s",
+                self.patience.answer.as_secs_f32()
+            )),
+        }
+    }
+
+    /// Why the region's folder cannot be used now, if it is a local folder and cannot.
+    pub fn missing_folder(&self) -> Option<String> {
+        match &self.backend {
+            Backend::Cloud(_) => None,
+            Backend::Folder(folder) => folder.open().err(),
+        }
+    }
+
+    /// Waits for something that a request needs, until its deadline.
+    pub(super) async fn within_time<T>(
+        &self,
+        kind: RequestKind,
+        key: &str,
+        deadline: Duration,
+        future: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(deadline, future).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(self.failed(kind, key, &error)),
+            Err(_) => Err(self.too_late(kind, key, deadline)),
+        }
+    }
+
+    /// Sends one request that carries `bytes` bytes, and waits for its answer to begin.
     pub(super) async fn once<T>(
         &self,
-        operation: &'static str,
+        kind: RequestKind,
         key: &str,
         bytes: u64,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, StoreError> {
-        let deadline = BASE_DEADLINE + Duration::from_secs(bytes / SLOWEST_RATE);
-        match tokio::time::timeout(deadline, request).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.error(operation, key, kind_of(&error), describe(&error))),
-            Err(_) => {
-                let message = format!("no answer within {} s", deadline.as_secs());
-                Err(self.error(operation, key, FailureKind::Transient, message))
-            }
-        }
+        self.shared.counters.requests(kind, 1);
+        self.shared.counters.sent(bytes);
+        let deadline = match kind {
+            RequestKind::Put => self.patience.for_write(bytes),
+            _ => self.patience.answer,
+        };
+        self.within_time(kind, key, deadline, request).await
+    }
+
+    /// Sends the request that puts an upload's parts together.
+    pub(super) async fn complete<T>(
+        &self,
+        key: &str,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, StoreError> {
+        self.shared.counters.requests(RequestKind::Put, 1);
+        self.within_time(RequestKind::Put, key, self.patience.complete, request).await
     }
 
     /// Repeats a request while its failure may pass, a bounded number of times.
@@ -174,9 +262,13 @@ impl Region {
         F: Future<Output = Result<T, StoreError>>,
     {
         let mut pause = FIRST_PAUSE;
-        for _ in 1..ATTEMPTS {
+        for _ in 1..self.patience.attempts {
             match request().await {
                 Err(error) if error.kind == FailureKind::Transient => {
+                    // A disk that is not mounted does not come back within the pauses.
+                    if self.find_store().await.is_err() {
+                        return Err(error);
+                    }
                     tracing::debug!(%error, "retrying");
                     tokio::time::sleep(crate::jitter::around(pause)).await;
                     pause *= 2;
@@ -187,81 +279,14 @@ impl Region {
         request().await
     }
 
-    /// Writes an object unless it is there. A write whose outcome is not known is repeated, and
-    /// finding the object then is success (invariant I10): a name stands for one content.
-    ///
-    /// # Errors
-    /// When the store fails, also after retries.
-    pub async fn put(&self, key: &str, content: Bytes) -> Result<Put, StoreError> {
-        self.retry(|| self.put_once(key, content.clone())).await
+    /// Whether the store is known to refuse the creation of only what is absent.
+    pub fn refuses_creation(&self) -> bool {
+        Region::lacks(&self.shared.cannot_create)
     }
 
-    /// [`Region::put`] with a single attempt, for callers that have their own rhythm.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn put_once(&self, key: &str, content: Bytes) -> Result<Put, StoreError> {
-        use object_store::Error;
-        self.check_folder("write", key).await?;
-        let bytes = content.len() as u64;
-        let path = self.path(key);
-        let store = self.backend.store();
-        let options = PutOptions::from(PutMode::Create);
-        let request = async {
-            match store.put_opts(&path, PutPayload::from(content.clone()), options).await {
-                Ok(_) => Ok(Some(Put::Written)),
-                // Stores say "conflict" also while another request for the name is under way.
-                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(None),
-                Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
-                    if store.head(&path).await.is_ok() {
-                        return Ok(Some(Put::AlreadyThere));
-                    }
-                    store.put(&path, PutPayload::from(content)).await.map(|_| Some(Put::Written))
-                }
-                Err(error) => Err(error),
-            }
-        };
-        if let Some(put) = self.once("write", key, bytes, request).await? {
-            return Ok(put);
-        }
-        // What the store says is there is looked at, not believed (invariant I10).
-        match self.size(key).await? {
-            Some(size) if size > 0 || bytes == 0 => Ok(Put::AlreadyThere),
-            _ => {
-                let message = "the store says that it exists, and it is not there";
-                Err(self.error("write", key, FailureKind::Transient, message))
-            }
-        }
-    }
-
-    /// Writes an object whether or not it is there. Only for names that are meant to be
-    /// overwritten, and to replace a damaged object.
-    ///
-    /// # Errors
-    /// When the store fails, also after retries.
-    pub async fn overwrite(&self, key: &str, content: Bytes) -> Result<(), StoreError> {
-        self.check_folder("write", key).await?;
-        let path = self.path(key);
-        let store = self.backend.store();
-        let bytes = content.len() as u64;
-        self.retry(|| {
-            let request = store.put(&path, PutPayload::from(content.clone()));
-            self.once("write", key, bytes, request)
-        })
-        .await
-        .map(|_| ())
-    }
-
-    /// A local folder that went away must not come back as an empty one: writing would make it.
-    async fn check_folder(&self, operation: &'static str, key: &str) -> Result<(), StoreError> {
-        match &self.backend {
-            Backend::Folder { folder, .. } if tokio::fs::metadata(folder).await.is_err() => {
-                let message =
-                    format!("the folder {} is gone; is its disk mounted?", folder.display());
-                Err(self.error(operation, key, FailureKind::Transient, message))
-            }
-            _ => Ok(()),
-        }
+    /// Whether the store was found to lack something, which is not asked for again.
+    pub(super) fn lacks(flag: &AtomicBool) -> bool {
+        flag.load(Relaxed)
     }
 
     /// Starts an upload of unknown length.
@@ -269,73 +294,8 @@ impl Region {
     /// # Errors
     /// When the region's folder is gone.
     pub async fn upload(&self, key: &str) -> Result<Upload, StoreError> {
-        self.check_folder("write", key).await?;
+        self.store(RequestKind::Put, key).await?;
         Ok(Upload::new(self.clone(), key.to_owned()))
-    }
-
-    /// Reads a whole object.
-    ///
-    /// # Errors
-    /// When it is not there or the store fails, also after retries.
-    pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        self.read(key, None, 128 << 20).await
-    }
-
-    /// Reads a range of an object.
-    ///
-    /// # Errors
-    /// When it is not there, is shorter, or the store fails, also after retries.
-    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let length = range.end.saturating_sub(range.start);
-        let bytes = self.read(key, Some(GetRange::Bounded(range)), length).await?;
-        if bytes.len() as u64 == length {
-            return Ok(bytes);
-        }
-        let message = format!("{} bytes came instead of {length}", bytes.len());
-        Err(self.error("read", key, FailureKind::Damaged, message))
-    }
-
-    async fn read(
-        &self,
-        key: &str,
-        range: Option<GetRange>,
-        expected: u64,
-    ) -> Result<Bytes, StoreError> {
-        let path = self.path(key);
-        self.retry(|| {
-            let options = GetOptions { range: range.clone(), ..GetOptions::default() };
-            let request =
-                async { self.backend.store().get_opts(&path, options).await?.bytes().await };
-            self.once("read", key, expected, request)
-        })
-        .await
-    }
-
-    /// Reads the last `length` bytes of an object, or all of a shorter one, and tells its size.
-    ///
-    /// # Errors
-    /// When it is not there or the store fails, also after retries.
-    pub async fn get_tail(&self, key: &str, length: u64) -> Result<(Bytes, u64), StoreError> {
-        let path = self.path(key);
-        let outcome = self.retry(|| {
-            let request = async {
-                let range = Some(GetRange::Suffix(length));
-                let options = GetOptions { range, ..GetOptions::default() };
-                let result = self.backend.store().get_opts(&path, options).await?;
-                let size = result.meta.size;
-                Ok((result.bytes().await?, size))
-            };
-            self.once("read", key, length, request)
-        });
-        match outcome.await {
-            // Azure knows no ranges from the end.
-            Err(error) if error.kind == FailureKind::Permanent => {
-                let Some(size) = self.size(key).await? else { return Err(error) };
-                let bytes = self.get_range(key, size.saturating_sub(length)..size).await?;
-                Ok((bytes, size))
-            }
-            outcome => outcome,
-        }
     }
 
     /// The size of an object, or `None` when it is not there.
@@ -343,80 +303,15 @@ impl Region {
     /// # Errors
     /// When the store fails, also after retries.
     pub async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
-        let path = self.path(key);
-        let outcome =
-            self.retry(|| self.once("look up", key, 0, self.backend.store().head(&path))).await;
-        match outcome {
+        self.retry(|| self.size_once(key)).await
+    }
+
+    pub(super) async fn size_once(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        let store = self.store(RequestKind::Head, key).await?;
+        match self.once(RequestKind::Head, key, 0, store.head(&self.path(key))).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(error) if error.kind == FailureKind::NotFound => Ok(None),
             Err(error) => Err(error),
-        }
-    }
-
-    /// All objects below a folder, in no order.
-    ///
-    /// # Errors
-    /// When the store fails, also after retries.
-    pub async fn list(&self, folder: &str) -> Result<Vec<ObjectInfo>, StoreError> {
-        let prefix = self.path(folder);
-        self.check_folder("list", folder).await?;
-        self.retry(|| {
-            let request = async {
-                // A stream of pages; a deadline for all of them that allows a million objects.
-                let stream = self.backend.store().list(Some(&prefix));
-                let found: Vec<_> = stream.try_collect().await?;
-                Ok(found.into_iter().filter_map(|meta| self.info(meta)).collect())
-            };
-            self.once("list", folder, 64 << 20, request)
-        })
-        .await
-    }
-
-    /// The folders and objects directly in a folder: names of folders, then objects.
-    ///
-    /// # Errors
-    /// When the store fails, also after retries.
-    pub async fn list_folder(
-        &self,
-        folder: &str,
-    ) -> Result<(Vec<String>, Vec<ObjectInfo>), StoreError> {
-        let prefix = self.path(folder);
-        self.check_folder("list", folder).await?;
-        let found = self
-            .retry(|| {
-                let request = self.backend.store().list_with_delimiter(Some(&prefix));
-                self.once("list", folder, 16 << 20, request)
-            })
-            .await?;
-        let mut folders: Vec<String> = found
-            .common_prefixes
-            .iter()
-            .filter_map(|path| path.filename().map(str::to_owned))
-            .collect();
-        folders.sort_unstable();
-        Ok((folders, found.objects.into_iter().filter_map(|meta| self.info(meta)).collect()))
-    }
-
-    fn info(&self, meta: object_store::ObjectMeta) -> Option<ObjectInfo> {
-        let full = meta.location.as_ref();
-        let key = match self.root.as_ref() {
-            "" => full,
-            root => full.strip_prefix(root)?.strip_prefix('/')?,
-        };
-        Some(ObjectInfo { key: key.to_owned(), size: meta.size })
-    }
-
-    /// Deletes an object; one that is not there is no error.
-    ///
-    /// # Errors
-    /// When the store fails, also after retries.
-    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let path = self.path(key);
-        let outcome =
-            self.retry(|| self.once("delete", key, 0, self.backend.store().delete(&path))).await;
-        match outcome {
-            Err(error) if error.kind != FailureKind::NotFound => Err(error),
-            _ => Ok(()),
         }
     }
 }

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use object_store::multipart::PartId;
 use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 
+use super::counts::RequestKind::{Delete, Put};
 use super::region::Backend;
 use super::{FailureKind, Region, StoreError};
 
@@ -29,11 +30,13 @@ pub struct Upload {
     key: String,
     target: Target,
     buffer: BytesMut,
+    /// Bytes sent so far.
+    sent: u64,
 }
 
 impl Upload {
     pub(super) fn new(region: Region, key: String) -> Upload {
-        Upload { region, key, target: Target::None, buffer: BytesMut::new() }
+        Upload { region, key, target: Target::None, buffer: BytesMut::new(), sent: 0 }
     }
 
     /// Adds bytes; returns once they are sent or buffered (at most one part is).
@@ -58,37 +61,31 @@ impl Upload {
         let length = part.len() as u64;
         if matches!(self.target, Target::None) {
             self.target = match &region.backend {
-                Backend::Folder { store, .. } => {
-                    let begin = store.put_multipart(&path);
-                    Target::Folder(region.once("write", &key, 0, begin).await?)
+                Backend::Folder(_) => {
+                    let store = region.store(Put, &key).await?;
+                    Target::Folder(region.once(Put, &key, 0, store.put_multipart(&path)).await?)
                 }
-                Backend::Cloud { parts, .. } => {
-                    let id = region
-                        .retry(|| region.once("write", &key, 0, parts.create_multipart(&path)))
-                        .await?;
-                    Target::Cloud { id, parts: Vec::new() }
+                Backend::Cloud(cloud) => {
+                    let begin = || region.once(Put, &key, 0, cloud.parts.create_multipart(&path));
+                    Target::Cloud { id: region.retry(begin).await?, parts: Vec::new() }
                 }
             };
         }
+        self.sent += length;
         match (&mut self.target, &region.backend) {
             (Target::Folder(upload), _) => {
                 let request = upload.put_part(PutPayload::from(part));
-                region.once("write", &key, length, request).await
+                region.once(Put, &key, length, request).await
             }
-            (Target::Cloud { id, parts: sent }, Backend::Cloud { parts, .. }) => {
+            (Target::Cloud { id, parts: sent }, Backend::Cloud(cloud)) => {
                 let number = sent.len();
                 let id = &*id;
-                let done = region
-                    .retry(|| {
-                        let payload = PutPayload::from(part.clone());
-                        region.once(
-                            "write",
-                            &key,
-                            length,
-                            parts.put_part(&path, id, number, payload),
-                        )
-                    })
-                    .await?;
+                let request = || {
+                    let payload = PutPayload::from(part.clone());
+                    let request = cloud.parts.put_part(&path, id, number, payload);
+                    region.once(Put, &key, length, request)
+                };
+                let done = region.retry(request).await?;
                 sent.push(done);
                 Ok(())
             }
@@ -112,21 +109,21 @@ impl Upload {
         let path = region.path(&key);
         match (self.target, &region.backend) {
             (Target::Folder(mut upload), _) => {
-                region.once("write", &key, 0, upload.complete()).await.map(|_| ())
+                // It syncs all of the file.
+                let deadline = region.patience.complete.max(region.patience.for_write(self.sent));
+                region.within_time(Put, &key, deadline, upload.complete()).await.map(|_| ())
             }
-            (Target::Cloud { id, parts: sent }, Backend::Cloud { store, parts }) => {
-                let outcome = region
-                    .retry(|| {
-                        let request = parts.complete_multipart(&path, &id, sent.clone());
-                        region.once("write", &key, 0, request)
-                    })
-                    .await;
-                match outcome {
+            (Target::Cloud { id, parts }, Backend::Cloud(cloud)) => {
+                let complete = || {
+                    let request = cloud.parts.complete_multipart(&path, &id, parts.clone());
+                    region.complete(&key, request)
+                };
+                match region.retry(complete).await {
                     Ok(_) => Ok(()),
                     // The first attempt may have worked and its answer been lost (I10).
-                    Err(error) => match region.once("look up", &key, 0, store.head(&path)).await {
-                        Ok(_) => Ok(()),
-                        Err(_) => Err(error),
+                    Err(error) => match region.size(&key).await {
+                        Ok(Some(size)) if size == self.sent => Ok(()),
+                        _ => Err(error),
                     },
                 }
             }
@@ -139,11 +136,12 @@ impl Upload {
         let path = self.region.path(&self.key);
         match (&mut self.target, &self.region.backend) {
             (Target::Folder(upload), _) => {
-                let _ = self.region.once("abort", &self.key, 0, upload.abort()).await;
+                let deadline = self.region.patience.answer;
+                let _ = self.region.within_time(Delete, &self.key, deadline, upload.abort()).await;
             }
-            (Target::Cloud { id, .. }, Backend::Cloud { parts, .. }) => {
-                let request = parts.abort_multipart(&path, id);
-                let _ = self.region.once("abort", &self.key, 0, request).await;
+            (Target::Cloud { id, .. }, Backend::Cloud(cloud)) => {
+                let request = cloud.parts.abort_multipart(&path, id);
+                let _ = self.region.once(Delete, &self.key, 0, request).await;
             }
             _ => {}
         }

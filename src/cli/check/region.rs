@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Items;
 use crate::config::{Config, RegionConfig};
-use crate::store::{Put, Region, RegionSpec, open_region};
+use crate::store::{Patience, Put, Region, RegionSpec, open_region};
 
 /// How long a region may take for everything that is tried.
 const REGION_DEADLINE: Duration = Duration::from_secs(60);
@@ -37,11 +37,17 @@ async fn check_in_time(config: &Config, region: &RegionConfig, items: &mut Items
         Ok(opened) => opened.within(&config.cluster.name),
         Err(error) => return items.fail(&item, error.message, None),
     };
-    match try_region(&opened).await {
+    match try_region(&opened.with_patience(Patience::LOOKUP)).await {
         Ok(conditional) => {
-            let create = if conditional { "honours" } else { "ignores" };
+            let create = match conditional {
+                _ if opened.refuses_creation() => "refuses",
+                true => "honours",
+                false => "ignores",
+            };
             items.ok(&item, format!("{}: write, read, list and delete work; it {create} conditional creation", region.url));
         }
+        // What a local folder lacks is in its message.
+        Err(error) if region.url.starts_with("file:") => items.fail(&item, error.to_string(), None),
         Err(error) => items.fail(
             &item,
             error.to_string(),
