@@ -29,7 +29,7 @@ const EXPECTED_MANAGERS: [&str; 18] = [
     "XLOG",
     "Transaction",
     "Storage",
-    "CLOG",
+    "BRIN",
     "Database",
     "Tablespace",
     "MultiXact",
@@ -152,6 +152,7 @@ const STATEMENTS: &[(&str, Files, &str)] = &[
     ),
     ("checkpoint", Files::Stay, "CHECKPOINT"),
     ("page images", Files::Stay, "UPDATE rows SET id = -id"),
+    ("mapped", Files::Replaced, "VACUUM FULL pg_class"),
     ("switch", Files::Stay, "SELECT pg_switch_wal()"),
 ];
 
