@@ -23,7 +23,7 @@ use std::sync::Once;
 use bytes::Bytes;
 use pgkeep::repo::{
     Alive, BackupInfo, Container, Extent, FileIndex, FileKind, Gap, Lineage, PieceMeta, PieceName,
-    parse_gap_key, parse_history_name,
+    parse_gap_key, parse_history_name, parse_index_name, read_roll_up,
 };
 use pgkeep::wal::{Lsn, TimelineHistory, TimelineId};
 use serde_json::json;
@@ -39,6 +39,11 @@ const TAIL: [&str; 3] = [
     "wal/00000002/00000016/0000000200000016000000B4-00004000-00005A00-38ebeac07430cb13.zst",
 ];
 const HISTORY: &str = "timeline/00000002-6ddbdece96558126.history";
+/// The last segment of its folder, and the folder's roll-up.
+const LATER: &str =
+    "wal/00000003/00000017/0000000300000017000000FF-00000000-01000000-0aa33c56e79cdf3e.zst";
+const INDEX: &str = "wal/00000003/00000017/index-45aab96e40a161a0.zst";
+const LATER_HISTORY: &str = "timeline/00000003-9b7268d5522997ef.history";
 const GAP: &str = "gap/00000001/00000016A0002000-00000016A2000000.json";
 const ALIVE: &str = "alive/db1-pgkeep.json";
 const BACKUP_JSON: &str = "backup/20261123T071500Z-incr-9c1e/backup.json";
@@ -102,10 +107,13 @@ fn the_golden_region_holds_these_objects_and_no_others() {
         GAP,
         "lineage.json",
         HISTORY,
+        LATER_HISTORY,
         FULL,
         first,
         second,
         third,
+        LATER,
+        INDEX,
     ];
     assert_eq!(keys_below(&region()), expected);
 }
@@ -161,6 +169,83 @@ fn a_full_piece_gives_its_segment_and_what_the_wal_says() {
 }
 
 #[test]
+fn a_piece_tells_which_files_databases_and_timelines_came_and_went() {
+    let container = Container::open(read(LATER)).unwrap();
+    let metadata: serde_json::Value = parse(&container.trailer().metadata);
+    let event = |lsn: &str, end_lsn: &str, kind: &str, more: serde_json::Value| {
+        let mut event = json!({"lsn": lsn, "end_lsn": end_lsn, "event": kind});
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        event
+    };
+    let (first, behind_first) = ("17/FF000028", "17/FF0000A0");
+    let expected = [
+        event(first, behind_first, "checkpoint", json!({"redo": first, "shutdown": true})),
+        event(first, behind_first, "timeline_switch", json!({"timeline": 3, "previous": 2})),
+        event(
+            behind_first,
+            "17/FF0000F0",
+            "files_removed",
+            json!({
+                "xid": 2000, "time": "2026-11-23T07:00:05Z", "database": 16384,
+                "removed": 2, "created": 0, "files": ["1663/16384/16390", "1663/16384/16395"],
+            }),
+        ),
+        event(
+            "17/FF000120",
+            "17/FF000168",
+            "files_removed",
+            json!({
+                "xid": 2001, "time": "2026-11-23T07:00:06Z", "database": 16384,
+                "removed": 1, "created": 1, "files": ["1663/16384/16400"],
+            }),
+        ),
+        event(
+            "17/FF000168",
+            "17/FF000198",
+            "database_created",
+            json!({
+                "xid": 2003, "database": 16410, "tablespace": 1663, "template": 1,
+            }),
+        ),
+        event(
+            "17/FF000198",
+            "17/FF0001C0",
+            "database_created",
+            json!({
+                "xid": 2004, "database": 16411, "tablespace": 1663,
+            }),
+        ),
+        event(
+            "17/FF0001C0",
+            "17/FF0001F0",
+            "database_dropped",
+            json!({
+                "xid": 2005, "database": 16411, "tablespaces": [1663, 16300],
+            }),
+        ),
+    ];
+    assert_eq!(metadata["wal"]["events"], json!(expected));
+    // Nothing of it is lost on the way through the type, nor added.
+    let meta: PieceMeta = parse(&container.trailer().metadata);
+    assert_eq!(serde_json::to_value(meta).unwrap(), metadata);
+}
+
+#[test]
+fn a_roll_up_repeats_what_the_pieces_of_its_folder_say() {
+    let pieces = read_roll_up(read(INDEX), INDEX, &key()).unwrap();
+    let metadata = Container::open(read(LATER)).unwrap().trailer().metadata.clone();
+    let name = LATER.rsplit('/').next().unwrap();
+    assert_eq!(pieces, [(PieceName::parse(name).unwrap(), parse(&metadata))]);
+    // The line is the metadata as the piece has them.
+    let raw = Container::open(read(INDEX)).unwrap().raw().unwrap();
+    let metadata = String::from_utf8(metadata.to_vec()).unwrap();
+    let line = format!("{{\"piece\":\"{name}\",\"metadata\":{metadata}}}\n");
+    assert_eq!(String::from_utf8(raw.clone()).unwrap(), line);
+    let short = parse_index_name(INDEX.rsplit('/').next().unwrap());
+    assert_eq!(short, Some(key().hash(&raw).short()));
+}
+
+#[test]
 fn pieces_of_a_tail_say_where_a_record_is_cut() {
     let open = [("16/B4000050", 1, 1), ("16/B4004EE8", 2, 1), ("16/B4004EE8", 2, 1)];
     let segment = unfinished_segment();
@@ -181,7 +266,7 @@ fn pieces_of_a_tail_say_where_a_record_is_cut() {
 
 #[test]
 fn the_name_of_a_piece_tells_its_place_and_the_hash_of_its_content() {
-    for object in [FULL, TAIL[0], TAIL[1], TAIL[2]] {
+    for object in [FULL, TAIL[0], TAIL[1], TAIL[2], LATER] {
         let name = PieceName::parse(object.rsplit('/').next().unwrap()).unwrap();
         assert_eq!(name.key(), object);
         let container = Container::open(read(object)).unwrap();
@@ -279,6 +364,14 @@ fn the_extents_of_an_index_give_the_files_from_the_pack() {
     assert!(content("global/pg_control") == make::pack_frames()[1]);
 }
 
+/// The metadata as the first builds wrote them: they did not tell of new timelines.
+fn without_later_events(metadata: &[u8]) -> serde_json::Value {
+    let mut metadata: serde_json::Value = parse(metadata);
+    let events = metadata["wal"]["events"].as_array_mut().unwrap();
+    events.retain(|event| event["event"] != "timeline_switch");
+    metadata
+}
+
 /// Compressed bytes may change with zstd; what they hold, and all else, may not.
 #[test]
 fn what_is_written_today_is_what_the_golden_files_hold() {
@@ -294,6 +387,11 @@ fn what_is_written_today_is_what_the_golden_files_hold() {
         let same = match object.as_str() {
             FILES_IDX => frames(make::files_idx(&read(PACK))) == frames(golden),
             BACKUP_JSON => backup == golden,
+            FULL => {
+                let ((raw, metadata), (golden_raw, golden)) = (frames(bytes), frames(golden));
+                let golden: serde_json::Value = parse(&golden);
+                raw == golden_raw && without_later_events(&metadata) == golden
+            }
             name if name.ends_with(".zst") => frames(bytes) == frames(golden),
             _ => bytes == golden,
         };

@@ -9,7 +9,9 @@ use pgkeep::repo::{
 use pgkeep::wal::{EventKind, Lsn};
 
 use crate::make::MANY_EXTENTS;
-use crate::{ALIVE, BACKUP_JSON, FILES_IDX, FULL, GAP, PACK, SYSTEM_ID, TAIL, key, parse, read};
+use crate::{
+    ALIVE, BACKUP_JSON, FILES_IDX, FULL, GAP, INDEX, LATER, PACK, SYSTEM_ID, TAIL, key, parse, read,
+};
 
 fn u32_at(bytes: &[u8], at: usize) -> usize {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
@@ -22,7 +24,7 @@ fn hex(text: &str) -> Vec<u8> {
 
 #[test]
 fn frames_metadata_and_seek_table_lie_where_the_page_says() {
-    for object in [FULL, TAIL[0], TAIL[1], TAIL[2], PACK, FILES_IDX] {
+    for object in [FULL, TAIL[0], TAIL[1], TAIL[2], LATER, INDEX, PACK, FILES_IDX] {
         let bytes = read(object);
         let footer = bytes.len() - 9;
         let entries = u32_at(&bytes, footer);

@@ -9,20 +9,22 @@ use bytes::{Bytes, BytesMut};
 use pgkeep::repo::{
     Alive, BackupInfo, BackupType, Container, ContainerWriter, ContentKey, Extent, FORMAT_VERSION,
     FRAME_SIZE, FileEntry, FileIndex, FileKind, Gap, LINEAGE_FILE, Lineage, PackEntry, PackFrame,
-    PieceMeta, PieceName, RegionWord, StoredObject, Tablespace, alive_key, backup_json_key,
-    compress_frame, files_idx_key, gap_key, history_key, manifest_key, pack_key,
+    PieceMeta, PieceName, RegionWord, RollUp, StoredObject, Tablespace, alive_key, backup_json_key,
+    build_roll_up, compress_frame, files_idx_key, gap_key, history_key, manifest_key, pack_key,
 };
 use pgkeep::wal::{Lsn, ScanSummary, Scanner, TimelineId};
 
 use crate::wal::{
-    FINISHED, FORMAT, SEGMENT_SIZE, SYSTEM_ID, TIMELINE, UNFINISHED, finished_segment,
-    unfinished_segment,
+    FINISHED, FORMAT, LATER, LATER_TIMELINE, SEGMENT_SIZE, SYSTEM_ID, TIMELINE, UNFINISHED,
+    finished_segment, later_segment, unfinished_segment,
 };
 
 pub const CLUSTER: &str = "orders";
 pub const LABEL: &str = "20261123T071500Z-incr-9c1e";
 pub const OLDER_LABEL: &str = "20261122T030000Z-full-1a2b";
 pub const HISTORY: &[u8] = b"1\t16/B3000028\tno recovery target specified\n";
+pub const LATER_HISTORY: &[u8] =
+    b"1\t16/B3000028\tno recovery target specified\n2\t17/FF000028\tno recovery target specified\n";
 /// The small pieces of the segment still being written, as offsets in it. The last one overlaps:
 /// an archiver that started again cut it.
 pub const TAIL: [(usize, usize); 3] = [(0, 0x2064), (0x2064, 0x5000), (0x4000, 0x5A00)];
@@ -48,7 +50,12 @@ fn container(parts: &[&[u8]], metadata: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
-fn piece(segment: &[u8], segment_start: Lsn, from: usize, to: usize) -> (String, Bytes) {
+fn piece(
+    timeline: TimelineId,
+    segment: &[u8],
+    segment_start: Lsn,
+    (from, to): (usize, usize),
+) -> (String, Bytes) {
     let mut scanner = Scanner::new(FORMAT, segment_start);
     let mut before = ScanSummary::default();
     scanner.feed(&segment[..from], &mut before, &mut |_| ()).unwrap();
@@ -59,7 +66,7 @@ fn piece(segment: &[u8], segment_start: Lsn, from: usize, to: usize) -> (String,
     let metadata = PieceMeta {
         format: FORMAT_VERSION,
         system_identifier: SYSTEM_ID.to_string(),
-        timeline: TIMELINE,
+        timeline,
         start: segment_start.advance(from as u64),
         end: segment_start.advance(to as u64),
         wal_segment_size: SEGMENT_SIZE,
@@ -68,7 +75,7 @@ fn piece(segment: &[u8], segment_start: Lsn, from: usize, to: usize) -> (String,
     };
     let parts: Vec<&[u8]> = raw.chunks(FRAME_SIZE).collect();
     let name = PieceName {
-        segment: SEGMENT_SIZE.name(TIMELINE, SEGMENT_SIZE.segment_of(segment_start)),
+        segment: SEGMENT_SIZE.name(timeline, SEGMENT_SIZE.segment_of(segment_start)),
         from: from as u32,
         to: to as u32,
         hash: hash.short(),
@@ -78,10 +85,25 @@ fn piece(segment: &[u8], segment_start: Lsn, from: usize, to: usize) -> (String,
 
 pub fn pieces() -> Vec<(String, Bytes)> {
     let finished = finished_segment();
-    let mut pieces = vec![piece(&finished, FINISHED, 0, finished.len())];
+    let mut pieces = vec![piece(TIMELINE, &finished, FINISHED, (0, finished.len()))];
     let unfinished = unfinished_segment();
-    pieces.extend(TAIL.map(|(from, to)| piece(&unfinished, UNFINISHED, from, to)));
+    pieces.extend(TAIL.map(|range| piece(TIMELINE, &unfinished, UNFINISHED, range)));
+    pieces.push(later_piece());
     pieces
+}
+
+fn later_piece() -> (String, Bytes) {
+    let later = later_segment();
+    piece(LATER_TIMELINE, &later, LATER, (0, later.len()))
+}
+
+/// The roll-up of the folder of timeline 3.
+pub fn roll_up() -> RollUp {
+    let (name, bytes) = later_piece();
+    let name = PieceName::parse(name.rsplit('/').next().unwrap()).unwrap();
+    let container = Container::open(bytes).unwrap();
+    let metadata = serde_json::from_slice(&container.trailer().metadata).unwrap();
+    build_roll_up(&key(), &[(name, metadata)]).unwrap()
 }
 
 pub fn lineage() -> Lineage {
@@ -258,9 +280,15 @@ pub fn objects() -> Vec<(String, Bytes)> {
     let files_idx = files_idx(&pack);
     let backup = serde_json::to_vec_pretty(&backup(&pack, &files_idx)).unwrap();
     let mut objects = pieces();
+    let roll_up = roll_up();
     objects.extend([
+        (roll_up.key, roll_up.bytes),
         (LINEAGE_FILE.to_owned(), lineage().to_bytes().into()),
         (history_key(TIMELINE, key().hash(HISTORY).short()), Bytes::from_static(HISTORY)),
+        (
+            history_key(LATER_TIMELINE, key().hash(LATER_HISTORY).short()),
+            Bytes::from_static(LATER_HISTORY),
+        ),
         (gap_key(gap.timeline, gap.from, gap.to), serde_json::to_vec_pretty(&gap).unwrap().into()),
         (alive_key(&alive.archiver), serde_json::to_vec_pretty(&alive).unwrap().into()),
         (pack_key(&label, 0), pack),

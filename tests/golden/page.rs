@@ -6,7 +6,9 @@ use std::process::Command;
 use pgkeep::repo::{Container, FRAME_SIZE, LINEAGE_FILE, PIECE_SIZE};
 
 use crate::wal::{finished_segment, unfinished_segment};
-use crate::{ALIVE, BACKUP_JSON, FILES_IDX, FULL, GAP, PACK, TAIL, make, parse, read, region};
+use crate::{
+    ALIVE, BACKUP_JSON, FILES_IDX, FULL, GAP, INDEX, LATER, PACK, TAIL, make, parse, read, region,
+};
 
 const PAGE: &str = include_str!("../../docs/FORMAT.md");
 
@@ -40,7 +42,7 @@ fn the_pages_magic_numbers_are_those_of_the_golden_files() {
         let digits = constant(name).strip_prefix("0x").unwrap();
         u32::from_str_radix(digits, 16).unwrap().to_le_bytes()
     };
-    for object in [FULL, TAIL[0], PACK, FILES_IDX] {
+    for object in [FULL, TAIL[0], INDEX, PACK, FILES_IDX] {
         let bytes = read(object);
         let frames = Container::open(bytes.clone()).unwrap().trailer().frames.clone();
         let end = frames.last().map(|last| (last.offset + u64::from(last.stored_size)) as usize);
@@ -62,6 +64,8 @@ fn the_pages_examples_are_the_golden_files() {
     let golden = [
         (LINEAGE_FILE, read(LINEAGE_FILE)),
         (FULL, metadata(FULL)),
+        (LATER, metadata(LATER)),
+        (INDEX, metadata(INDEX)),
         (GAP, read(GAP)),
         (ALIVE, read(ALIVE)),
         (BACKUP_JSON, read(BACKUP_JSON)),

@@ -1,8 +1,9 @@
 //! WAL as PostgreSQL 17 writes it, made up: pages with headers, records with their CRC.
 //!
-//! Two segments of 16 MiB. The first begins timeline 2, holds one record of each kind that the
+//! Three segments of 16 MiB. The first begins timeline 2, holds one record of each kind that the
 //! archive understands, and ends early with a switch. The second is still being written: one of
-//! its records goes over several pages.
+//! its records goes over several pages. The third begins timeline 3 at the end of a log folder and
+//! tells of relation files and databases that came and went.
 
 use pgkeep::wal::{Lsn, SegmentSize, TimelineId, WalFormat};
 
@@ -16,6 +17,10 @@ pub const FINISHED: Lsn = Lsn(0x16_B300_0000);
 /// Where the segment begins that is still being written.
 pub const UNFINISHED: Lsn = Lsn(0x16_B400_0000);
 
+/// The timeline of the segment that is the last one of its log folder, and where that begins.
+pub const LATER_TIMELINE: TimelineId = TimelineId(3);
+pub const LATER: Lsn = Lsn(0x17_FF00_0000);
+
 const PAGE_SIZE: usize = 8192;
 const PAGE_MAGIC_17: u16 = 0xD116;
 const CONTINUES: u16 = 1;
@@ -23,12 +28,15 @@ const LONG_HEADER: u16 = 2;
 
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
+const RM_SMGR: u8 = 2;
+const RM_DBASE: u8 = 4;
 const RM_HEAP: u8 = 10;
 
 /// 2026-11-23 07:00:00 UTC in microseconds since 2000-01-01.
 const SEVEN: i64 = (1_795_417_200 - 946_684_800) * 1_000_000;
 
 struct Writer {
+    timeline: TimelineId,
     start: Lsn,
     bytes: Vec<u8>,
     previous: u64,
@@ -42,7 +50,7 @@ impl Writer {
         let address = self.start.0 + self.bytes.len() as u64;
         self.bytes.extend(PAGE_MAGIC_17.to_le_bytes());
         self.bytes.extend(flags.to_le_bytes());
-        self.bytes.extend(TIMELINE.0.to_le_bytes());
+        self.bytes.extend(self.timeline.0.to_le_bytes());
         self.bytes.extend(address.to_le_bytes());
         self.bytes.extend((continued as u32).to_le_bytes());
         self.bytes.extend([0; 4]);
@@ -97,15 +105,15 @@ impl Writer {
     }
 }
 
-fn writer(start: Lsn, previous: u64) -> Writer {
-    let mut writer = Writer { start, bytes: Vec::new(), previous };
+fn writer(timeline: TimelineId, start: Lsn, previous: u64) -> Writer {
+    let mut writer = Writer { timeline, start, bytes: Vec::new(), previous };
     writer.page_header(0);
     writer
 }
 
 /// All 16 MiB of the finished segment.
 pub fn finished_segment() -> Vec<u8> {
-    let mut wal = writer(FINISHED, 0x16_B2FF_FF90);
+    let mut wal = writer(TIMELINE, FINISHED, 0x16_B2FF_FF90);
     // End of recovery: the first record of timeline 2, whose parent is 1.
     wal.timed(0, RM_XLOG, 0x90, 0, &[2, 0, 0, 0, 1, 0, 0, 0]);
     let mut checkpoint = vec![0; 88];
@@ -128,11 +136,38 @@ pub fn finished_segment() -> Vec<u8> {
 
 /// What there is of the segment still being written.
 pub fn unfinished_segment() -> Vec<u8> {
-    let mut wal = writer(UNFINISHED, 0x16_B300_0250);
+    let mut wal = writer(TIMELINE, UNFINISHED, 0x16_B300_0250);
     wal.timed(1004, RM_XACT, 0x00, 60_000_000, &[]);
     let long: Vec<u8> = (0..20_000_u32).map(|i| (i / 7) as u8).collect();
     wal.record(1005, RM_HEAP, 0x00, &long);
     wal.timed(1005, RM_XACT, 0x00, 61_000_000, &[]);
     wal.record(0, RM_HEAP, 0x00, &long[..3000]);
+    wal.bytes
+}
+
+fn numbers(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// All 16 MiB of the segment of timeline 3.
+pub fn later_segment() -> Vec<u8> {
+    let mut wal = writer(LATER_TIMELINE, LATER, 0x17_FEFF_FF90);
+    let mut checkpoint = vec![0; 88];
+    checkpoint[..8].copy_from_slice(&0x17_FF00_0028_u64.to_le_bytes());
+    checkpoint[8..16].copy_from_slice(&numbers(&[3, 2]));
+    wal.record(0, RM_XLOG, 0x00, &checkpoint);
+    // DROP TABLE: database, relation files.
+    let files = numbers(&[5, 16384, 1663, 2, 1663, 16384, 16390, 1663, 16384, 16395]);
+    wal.timed(2000, RM_XACT, 0x81, 5_000_000, &files);
+    // TRUNCATE in a subtransaction.
+    wal.record(2002, RM_SMGR, 0x10, &numbers(&[1663, 16384, 16401, 0]));
+    let files = numbers(&[7, 16384, 1663, 1, 2002, 1, 1663, 16384, 16400]);
+    wal.timed(2001, RM_XACT, 0x81, 6_000_000, &files);
+    // Two databases, one of them copied; the other one goes again.
+    wal.record(2003, RM_DBASE, 0x00, &numbers(&[16410, 1663, 1, 1663]));
+    wal.record(2004, RM_DBASE, 0x10, &numbers(&[16411, 1663]));
+    wal.record(2005, RM_DBASE, 0x20, &numbers(&[16411, 2, 1663, 16300]));
+    wal.record(0, RM_XLOG, 0x40, &[]);
+    wal.bytes.resize(SEGMENT_SIZE.bytes() as usize, 0);
     wal.bytes
 }

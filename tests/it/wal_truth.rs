@@ -5,6 +5,7 @@
 //! record before it; for every event: its place and what it says, with files removed and created.
 //! Beside that the SQL that was run is compared with what the events say of it.
 
+mod statements;
 mod waldump;
 
 use std::fs;
@@ -17,118 +18,34 @@ use pgkeep::wal::{
 use rand::RngExt;
 
 use crate::support::{Folder, Server, ServerOptions, user_command, wait_until};
+use statements::{Files, STATEMENTS};
 use waldump::{Dump, Row, text_of};
 
 /// How often a server is killed until a record was given up.
 const KILLS: usize = 6;
+/// How many places of the WAL are damaged.
+const DAMAGES: usize = 300;
 
-/// What a statement does to files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Files {
-    /// No relation's files go.
-    Stay,
-    /// They go, and no others come.
-    Go,
-    /// They are replaced.
-    Replaced,
-}
-
-/// Statements by name, each in a transaction of its own.
-const STATEMENTS: &[(&str, Files, &str)] = &[
-    ("create", Files::Stay, "CREATE TABLE victim (id int PRIMARY KEY, a int, text text)"),
-    (
-        "bulk",
-        Files::Stay,
-        "INSERT INTO victim SELECT n, n % 10, md5(n::text) FROM generate_series(1, 30000) n",
-    ),
-    ("btree", Files::Stay, "CREATE INDEX victim_a ON victim (a, text)"),
-    ("hash", Files::Stay, "CREATE INDEX ON victim USING hash (text)"),
-    ("brin", Files::Stay, "CREATE INDEX ON victim USING brin (id)"),
-    ("gin", Files::Stay, "CREATE INDEX ON victim USING gin (to_tsvector('simple', text))"),
-    ("gist", Files::Stay, "CREATE INDEX ON victim USING gist (point(id, a))"),
-    ("spgist", Files::Stay, "CREATE INDEX ON victim USING spgist (text)"),
-    ("update", Files::Stay, "UPDATE victim SET a = a + 1 WHERE id % 3 = 0"),
-    ("delete", Files::Stay, "DELETE FROM victim WHERE id % 7 = 0"),
-    ("vacuum", Files::Stay, "VACUUM victim"),
-    ("analyze", Files::Stay, "ANALYZE victim"),
-    (
-        "view",
-        Files::Stay,
-        "CREATE MATERIALIZED VIEW seen AS SELECT a, count(*) FROM victim GROUP BY a WITH NO DATA",
-    ),
-    ("refresh", Files::Replaced, "REFRESH MATERIALIZED VIEW seen"),
-    ("reindex", Files::Replaced, "REINDEX TABLE victim"),
-    ("cluster", Files::Replaced, "CLUSTER victim USING victim_a"),
-    ("full", Files::Replaced, "VACUUM FULL victim"),
-    ("drop view", Files::Go, "DROP MATERIALIZED VIEW seen"),
-    ("rewrite", Files::Replaced, "ALTER TABLE victim ALTER a TYPE bigint"),
-    ("move", Files::Replaced, "ALTER TABLE victim SET TABLESPACE elsewhere"),
-    ("truncate", Files::Replaced, "TRUNCATE victim"),
-    ("drop", Files::Go, "DROP TABLE victim"),
-    (
-        "unlogged",
-        Files::Stay,
-        "CREATE UNLOGGED TABLE light (id int PRIMARY KEY); INSERT INTO light VALUES (1)",
-    ),
-    ("truncate unlogged", Files::Replaced, "TRUNCATE light"),
-    ("set logged", Files::Replaced, "ALTER TABLE light SET LOGGED"),
-    ("both", Files::Replaced, "DROP TABLE light; CREATE TABLE light (id int)"),
-    (
-        "undone",
-        Files::Stay,
-        "BEGIN; DROP TABLE light; CREATE TABLE other (id int PRIMARY KEY); ROLLBACK",
-    ),
-    (
-        "many",
-        Files::Stay,
-        "DO $$ BEGIN FOR i IN 1..60 LOOP EXECUTE 'CREATE TABLE many_' || i || ' (id int PRIMARY KEY)'; END LOOP; END $$",
-    ),
-    (
-        "drop many",
-        Files::Go,
-        "DO $$ BEGIN FOR i IN 1..60 LOOP EXECUTE 'DROP TABLE many_' || i; END LOOP; END $$",
-    ),
-    // Each block is a subtransaction; every fifth one fails.
-    (
-        "subtransactions",
-        Files::Replaced,
-        "DO $$ BEGIN FOR i IN 1..150 LOOP BEGIN
-        INSERT INTO rows VALUES (i);
-        IF i = 30 THEN TRUNCATE light; END IF;
-        IF i % 5 = 0 AND i <> 30 THEN PERFORM 1 / 0; END IF;
-        EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; END $$",
-    ),
-    (
-        "prepare drop",
-        Files::Stay,
-        "BEGIN; DROP TABLE light; INSERT INTO rows VALUES (1); PREPARE TRANSACTION 'one'",
-    ),
-    ("commit drop", Files::Go, "COMMIT PREPARED 'one'"),
-    (
-        "prepare create",
-        Files::Stay,
-        "BEGIN; CREATE TABLE light (id int PRIMARY KEY); PREPARE TRANSACTION 'two'",
-    ),
-    ("undo create", Files::Stay, "ROLLBACK PREPARED 'two'"),
-    ("message", Files::Stay, "SELECT pg_logical_emit_message(true, 'test', repeat('y', 20000))"),
-    (
-        "locks",
-        Files::Stay,
-        "BEGIN; SELECT * FROM rows LIMIT 5 FOR SHARE; SAVEPOINT s; UPDATE rows SET id = id + 1; COMMIT",
-    ),
-    (
-        "sequence",
-        Files::Stay,
-        "CREATE SEQUENCE numbers; SELECT nextval('numbers') FROM generate_series(1, 100)",
-    ),
-    (
-        "commits",
-        Files::Stay,
-        "DO $$ BEGIN FOR i IN 1..400 LOOP UPDATE rows SET id = id WHERE id < 10; COMMIT; END LOOP; END $$",
-    ),
-    ("checkpoint", Files::Stay, "CHECKPOINT"),
-    ("page images", Files::Stay, "UPDATE rows SET id = -id"),
-    ("switch", Files::Stay, "SELECT pg_switch_wal()"),
+/// The resource managers that the workload must have reached.
+const EXPECTED_MANAGERS: [&str; 18] = [
+    "XLOG",
+    "Transaction",
+    "Storage",
+    "BRIN",
+    "Database",
+    "Tablespace",
+    "MultiXact",
+    "RelMap",
+    "Standby",
+    "Heap2",
+    "Heap",
+    "Btree",
+    "Hash",
+    "Gin",
+    "Gist",
+    "Sequence",
+    "SPGist",
+    "LogicalMessage",
 ];
 
 fn truth(major: u32) {
@@ -160,6 +77,7 @@ fn truth(major: u32) {
     let truth = compare(&server, &format, TimelineId(1), given_up);
     check_statements(&truth, &points);
     check_databases(&truth, &databases);
+    damage(&server, &format);
 
     // A promotion ends with a record of its own; recovery without a standby with a checkpoint.
     let mut previous = 1;
@@ -241,7 +159,7 @@ fn kill_inside_records(server: &mut Server, format: &WalFormat) -> usize {
             return given_up;
         }
     }
-    0
+    panic!("no record was given up in {KILLS} crashes");
 }
 
 /// The segment files of a timeline, in order.
@@ -287,6 +205,7 @@ fn compare(
     let segments = segments(server, timeline);
     let start = format.segment_size.start_of(format.segment_size.number(segments[0].0).unwrap());
     let mut scanner = Scanner::new(*format, start);
+    // Each chunk has a summary of its own, as if pieces were cut there.
     let (mut summary, mut rows, mut events) = (ScanSummary::default(), Vec::new(), Vec::new());
     let mut random = rand::rng();
     'wal: for (_, path) in &segments {
@@ -297,7 +216,9 @@ fn compare(
             let (now, later) = rest.split_at(random.random_range(1..=most).min(rest.len()));
             let mut on_event = |event: &Event| events.push(event.clone());
             let on_record = |record: &_| rows.push(Row::from(record));
-            let fed = scanner.feed_records(now, &mut summary, &mut on_event, on_record);
+            let mut part = ScanSummary::default();
+            let fed = scanner.feed_records(now, &mut part, &mut on_event, on_record);
+            summary.append(&part);
             if fed.is_err() {
                 // Behind its end the files may hold anything. Whether this is the end, the
                 // comparison tells.
@@ -307,6 +228,12 @@ fn compare(
         }
     }
     assert_eq!(summary.damage, [""; 0]);
+    let mut whole = ScanSummary::default();
+    let mut scanner = Scanner::new(*format, start);
+    let fed = segments
+        .iter()
+        .try_for_each(|(_, path)| scanner.feed(&fs::read(path).unwrap(), &mut whole, &mut |_| ()));
+    assert!(fed.is_err() || whole == summary, "{whole:?}\nis not what the parts say:\n{summary:?}");
     assert_eq!(summary.records, rows.len() as u64);
 
     let mut dump = Dump::default();
@@ -324,6 +251,11 @@ fn compare(
         events.retain(|event| event.lsn < *page || event.lsn >= resumed);
     }
     compare_rows(&rows, &dump);
+    if timeline == TimelineId(1) {
+        for manager in EXPECTED_MANAGERS {
+            assert!(rows.iter().any(|row| row.manager == manager), "no record of {manager}");
+        }
+    }
     let found: Vec<_> = events.iter().map(|event| (event.lsn, text_of(event))).collect();
     let different = found.iter().zip(&dump.events).find(|(one, other)| one != other);
     assert_eq!(different, None, "PostgreSQL {}", server.major);
@@ -339,6 +271,46 @@ fn compare(
         overwritten.len(),
     );
     events
+}
+
+/// Damages real WAL in many ways: the scanner never panics, and finds the same however the WAL is
+/// cut into chunks.
+fn damage(server: &Server, format: &WalFormat) {
+    let segments = segments(server, TimelineId(1));
+    let mut random = rand::rng();
+    let scan = |start: Lsn, bytes: &[u8], chunk: usize| {
+        let mut scanner = Scanner::new(*format, start);
+        let mut summary = ScanSummary::default();
+        let fed = bytes
+            .chunks(chunk)
+            .try_for_each(|chunk| scanner.feed(chunk, &mut summary, &mut |_| ()));
+        (fed.map(|()| summary.open_record), summary.records, summary.events, summary.damage)
+    };
+    let mut noticed = 0;
+    for _ in 0..DAMAGES {
+        let (name, path) = &segments[random.random_range(0..segments.len())];
+        let start = format.segment_size.start_of(format.segment_size.number(*name).unwrap());
+        let mut bytes = fs::read(path).unwrap();
+        let from = random.random_range(0..bytes.len() - 16 * WAL_PAGE_SIZE as usize);
+        let from = from - from % WAL_PAGE_SIZE as usize;
+        bytes.drain(..from);
+        bytes.truncate(16 * WAL_PAGE_SIZE as usize);
+        let start = start.advance(from as u64);
+        let good = scan(start, &bytes, bytes.len());
+        for _ in 0..random.random_range(1..5) {
+            let at = random.random_range(0..bytes.len());
+            let end = (at + random.random_range(1..40)).min(bytes.len());
+            let value: u8 = random.random();
+            match random.random() {
+                true => bytes[at..end].fill(value),
+                false => bytes[at] ^= 1 << (value % 8),
+            }
+        }
+        let whole = scan(start, &bytes, bytes.len());
+        assert_eq!(scan(start, &bytes, random.random_range(1..20_000)), whole, "{start}");
+        noticed += usize::from(whole != good);
+    }
+    assert!(noticed > DAMAGES / 4, "damage was noticed in {noticed} of {DAMAGES} places");
 }
 
 fn compare_rows(rows: &[Row], dump: &Dump) {

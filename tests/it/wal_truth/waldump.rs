@@ -185,7 +185,7 @@ impl Dump {
                 let numbers = folders.iter().map(|folder| folder.split_once('/').unwrap());
                 let tablespaces: Vec<u32> =
                     numbers.clone().map(|(tablespace, _)| tablespace.parse().unwrap()).collect();
-                let (_, database) = numbers.last().unwrap();
+                let (_, database) = folders[0].split_once('/').unwrap();
                 vec![format!("no database {database} in {tablespaces:?}")]
             }
             ("Database", "CREATE" | "CREATE_FILE_COPY" | "CREATE_WAL_LOG") => {
