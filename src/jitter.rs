@@ -19,3 +19,8 @@ pub fn seed(seed: u64) {
 pub fn around(pause: Duration) -> Duration {
     RANDOM.with_borrow_mut(|random| pause.mul_f64(random.random_range(0.75..1.25)))
 }
+
+/// A pause of up to this one.
+pub fn up_to(longest: Duration) -> Duration {
+    RANDOM.with_borrow_mut(|random| longest.mul_f64(random.random_range(0.0..1.0)))
+}

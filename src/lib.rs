@@ -14,6 +14,7 @@ pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod jitter;
+pub mod offload;
 pub mod pg;
 pub mod repo;
 pub mod restore;

@@ -86,7 +86,7 @@ fn start<T: Clone + Send + Sync + 'static>(
     permit: OwnedSemaphorePermit,
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Pending<T> {
-    let task = tokio::task::spawn_blocking(move || {
+    let task = crate::offload::offload(move || {
         let done = work();
         drop(permit);
         done

@@ -257,7 +257,7 @@ async fn with_piece<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let key = piece.key();
     let piece = *piece;
-    let opened = tokio::task::spawn_blocking(move || {
+    let opened = crate::offload::offload(move || {
         let container = Container::open(bytes).map_err(|error| error.to_string())?;
         if container.trailer().raw_size() != piece.len() {
             return Err("its length is not the one in its name".to_owned());
