@@ -1,9 +1,13 @@
 //! The program under test with a configuration.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use pgkeep::config::Config;
 use pgkeep::wal::Lsn;
 use serde_json::Value;
 
@@ -128,6 +132,26 @@ impl Keeper {
         let status = sidecar.wait();
         assert!(status.success(), "pgkeep run: {status}\n{}", self.log());
         self.sidecar = None;
+    }
+
+    /// Fails the test if the sidecar ended.
+    pub fn assert_runs(&mut self) {
+        let sidecar = self.sidecar.as_mut().expect("the sidecar was started");
+        if let Some(status) = sidecar.exited() {
+            panic!("pgkeep run ended ({status}):\n{}", sidecar.log());
+        }
+    }
+
+    /// What the running sidecar says by itself; `None` if it does not answer within `patience`.
+    pub fn ask_sidecar(&self, patience: Duration) -> Option<Value> {
+        let listen = Config::load(&self.config).unwrap().http.listen;
+        let mut socket = TcpStream::connect(listen).ok()?;
+        socket.set_read_timeout(Some(patience)).unwrap();
+        socket.write_all(b"GET /status HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.contains(" 200 ").then(|| serde_json::from_str(body).unwrap())
     }
 
     pub fn status(&self) -> Value {

@@ -104,6 +104,10 @@ impl Server {
         self.log()
     }
 
+    pub(super) fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Spawned::id)
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -206,7 +210,7 @@ impl Server {
     }
 }
 
-fn run(mut command: std::process::Command) {
+pub(super) fn run(mut command: std::process::Command) {
     let output = command.current_dir("/tmp").output().unwrap();
     assert!(
         output.status.success(),
