@@ -195,6 +195,21 @@ fn archiving_starts_while_a_region_hangs() {
     site.heal_and_compare();
 }
 
+// A start while a local region's disk is not mounted: likewise.
+#[test]
+fn archiving_starts_while_a_folder_is_not_mounted() {
+    let mut site = Site::new();
+    site.keeper.kill9();
+    let (folder, away) = (site.keeper.region("us"), site.folder.path().join("away"));
+    std::fs::rename(&folder, &away).unwrap();
+    site.server.sql("INSERT INTO t VALUES (1)");
+    site.keeper.start();
+    site.keeper.wait_stored(&site.server, &["eu", "ap"]);
+    assert!(!folder.exists(), "a folder was made where a disk should be");
+    std::fs::rename(&away, &folder).unwrap();
+    site.heal_and_compare();
+}
+
 // CASES 26: slow is not down; what cannot be taken in time is not kept in memory.
 #[test]
 fn a_region_of_one_megabyte_a_second_slows_nobody() {

@@ -89,7 +89,9 @@ impl Content {
     pub fn histories(&self) -> Vec<u32> {
         let listed = self.runtime.block_on(self.region.list("timeline")).unwrap();
         let names = listed.iter().filter_map(|object| parse_history_name(object.file_name()));
-        names.map(|(timeline, _)| timeline.0).collect()
+        let mut timelines: Vec<u32> = names.map(|(timeline, _)| timeline.0).collect();
+        timelines.sort_unstable();
+        timelines
     }
 }
 

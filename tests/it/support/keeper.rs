@@ -71,6 +71,22 @@ impl Keeper {
         Keeper { config, environment: Vec::new(), sidecar: None, log, folder }
     }
 
+    /// Another archiver with the same regions and the same cluster name, on `server` instead of `own`.
+    pub fn second(&self, own: &Server, server: &Server, name: &str) -> Keeper {
+        let text = fs::read_to_string(&self.config).unwrap();
+        let listen = Config::load(&self.config).unwrap().http.listen;
+        let text = text.replace(&own.conninfo(), &server.conninfo());
+        let text = text.replace(&listen, &format!("127.0.0.1:{}", free_port()));
+        let config = self.folder.join(format!("{name}.toml"));
+        // A copy keeps owner and mode.
+        let mut copy = user_command("cp");
+        assert!(copy.arg("-p").arg(&self.config).arg(&config).status().unwrap().success());
+        fs::write(&config, text).unwrap();
+        let log = self.folder.join(format!("{name}.log"));
+        let environment = self.environment.clone();
+        Keeper { config, environment, sidecar: None, log, folder: self.folder.clone() }
+    }
+
     pub fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
@@ -202,6 +218,15 @@ impl Keeper {
         server.configure("");
         server.start();
         server
+    }
+}
+
+/// What the archiver said belongs to the report of a test that failed.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}:\n{}", self.log.display(), self.log());
+        }
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) struct Shared {
     free_at: [Mutex<Instant>; 2],
     stopped: AtomicBool,
     faults: AtomicU64,
+    passed: AtomicU64,
 }
 
 /// The two ways.
@@ -85,6 +86,7 @@ impl Proxy {
             free_at: [Mutex::new(now), Mutex::new(now)],
             stopped: AtomicBool::new(false),
             faults: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
         });
         let state = shared.clone();
         std::thread::spawn(move || {
@@ -124,6 +126,11 @@ impl Proxy {
     /// How many requests met a fault: a test that expects some can see that there were.
     pub fn faults(&self) -> u64 {
         self.shared.faults.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that passed, both ways.
+    pub fn passed(&self) -> u64 {
+        self.shared.passed.load(Ordering::Relaxed)
     }
 }
 
@@ -179,6 +186,7 @@ impl Shared {
                 _ => {}
             }
             to.write_all(portion)?;
+            self.passed.fetch_add(portion.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     }
