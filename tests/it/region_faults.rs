@@ -210,6 +210,24 @@ fn archiving_starts_while_a_folder_is_not_mounted() {
     site.heal_and_compare();
 }
 
+// CASES 9: with `durability = "all"` and a region that is down nothing becomes durable; a server that
+// shuts down is let go all the same.
+#[test]
+fn a_shutdown_does_not_wait_for_ever_for_a_region_that_is_down() {
+    let mut site = Site::new();
+    site.keeper.stop();
+    site.keeper.edit_config("[wal]", "[wal]\ndurability = \"all\"");
+    site.keeper.start();
+    site.keeper.wait_stored(&site.server, &ALL);
+    site.proxy.set(Fault::Cut);
+    site.server.sql("INSERT INTO t VALUES (1)");
+    site.keeper.wait_stored(&site.server, &HEALTHY);
+    site.server.stop();
+    site.server.start();
+    site.proxy.set(Fault::None);
+    site.heal_and_compare();
+}
+
 // CASES 26: slow is not down; what cannot be taken in time is not kept in memory.
 #[test]
 fn a_region_of_one_megabyte_a_second_slows_nobody() {

@@ -39,8 +39,12 @@ fn assert_equals_pg_wal(keeper: &Keeper, server: &Server) {
 fn a_connection_that_is_cut_again_and_again_costs_no_byte() {
     let folder = Folder::new();
     let (server, proxy, mut keeper) = behind_a_proxy(&folder);
-    for round in 0..5 {
-        proxy.set(if round % 2 == 0 { Fault::None } else { Fault::Throttle(8_000_000) });
+    for round in 0..6 {
+        proxy.set(match round % 3 {
+            0 => Fault::None,
+            1 => Fault::Throttle(8_000_000),
+            _ => Fault::Delay(Duration::from_millis(2)),
+        });
         let id = server.system_id();
         let before = Content::of(&keeper, "eu", id).end(FIRST);
         server.write_bulk(4);

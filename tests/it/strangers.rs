@@ -1,8 +1,10 @@
 //! Split brain: clones, and two archivers of one cluster (invariant I8).
 
+use std::time::Duration;
+
 use pgkeep::wal::TimelineId;
 
-use crate::support::{Content, Folder, Keeper, Server, ServerOptions, wait_until};
+use crate::support::{Content, Fault, Folder, Keeper, Proxy, Server, ServerOptions, wait_until};
 
 const REGIONS: [&str; 2] = ["eu", "us"];
 const FIRST: TimelineId = TimelineId(1);
@@ -79,7 +81,7 @@ fn a_clone_that_connected_before_it_differed_is_found_out() {
         ended.is_some_and(|status| status.code() == Some(6))
     });
     wait_until("the alarm of the one that was there", || {
-        let status = keeper.ask_sidecar(std::time::Duration::from_secs(5)).unwrap_or_default();
+        let status = keeper.ask_sidecar(Duration::from_secs(5)).unwrap_or_default();
         status["trouble"].as_str().is_some_and(|trouble| trouble.contains("differ"))
     });
     server.sql("INSERT INTO t VALUES (0)");
@@ -105,7 +107,7 @@ fn a_hot_spare_takes_over_and_nothing_is_lost() {
         let said = spare.log().len();
         wait_until("the spare to wait", || {
             spare.assert_runs();
-            let status = spare.ask_sidecar(std::time::Duration::from_secs(5)).unwrap_or_default();
+            let status = spare.ask_sidecar(Duration::from_secs(5)).unwrap_or_default();
             status["streaming"] == false
                 && status["trouble"].as_str().is_some_and(|trouble| trouble.contains("held by"))
         });
@@ -124,4 +126,46 @@ fn a_hot_spare_takes_over_and_nothing_is_lost() {
     active.assert_same_wal(server.system_id(), FIRST, &REGIONS);
     expected.sort_by_key(|n| n.parse::<i32>().unwrap());
     assert_eq!(rows_of_copy(&folder, &active, "us"), expected.join("\n"));
+}
+
+// CASES 20: a slot that is active for a client whose host vanished without a word.
+#[test]
+fn a_hot_spare_takes_over_from_a_host_that_vanished() {
+    let folder = Folder::new();
+    let server = Server::new(&folder, 17, &ServerOptions::default());
+    server.sql("CREATE TABLE t (n int)");
+    let proxy = Proxy::tcp(server.port);
+    let mut active = Keeper::new(&folder, &server, &REGIONS);
+    let mut spare = active.second(&server, &server, "spare");
+    let through = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", proxy.port());
+    active.edit_config(&server.conninfo(), &through);
+    active.start();
+    active.backup();
+    active.wait_stored(&server, &REGIONS);
+    spare.start();
+    let streams = |keeper: &Keeper| {
+        let status = keeper.ask_sidecar(Duration::from_secs(5)).unwrap_or_default();
+        status["streaming"] == true
+    };
+    proxy.set(Fault::Hang);
+    server.sql("INSERT INTO t VALUES (1)");
+    wait_until("the spare to take over", || {
+        spare.assert_runs();
+        streams(&spare)
+    });
+    spare.wait_stored(&server, &REGIONS);
+    // The first one is back, and now it waits.
+    proxy.set(Fault::None);
+    server.sql("INSERT INTO t VALUES (2)");
+    wait_until("the first one to wait", || {
+        active.assert_runs();
+        let status = active.ask_sidecar(Duration::from_secs(5)).unwrap_or_default();
+        status["trouble"].as_str().is_some_and(|trouble| trouble.contains("held by"))
+    });
+    spare.wait_stored(&server, &REGIONS);
+    assert!(streams(&spare));
+    active.kill9();
+    spare.stop();
+    spare.assert_same_wal(server.system_id(), FIRST, &REGIONS);
+    assert_eq!(rows_of_copy(&folder, &spare, "us"), "1\n2");
 }

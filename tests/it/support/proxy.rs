@@ -4,6 +4,7 @@
 //! pass through [`Shared::pass_on`] in both directions; what only makes sense for requests, such as
 //! answering 503, needs [`Proxy::http`], which takes one request after the other apart.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,7 +43,9 @@ pub(super) struct Shared {
     target: u16,
     fault: Mutex<Fault>,
     changed: Condvar,
-    sockets: Mutex<Vec<TcpStream>>,
+    /// The open connections, by number.
+    sockets: Mutex<BTreeMap<u64, TcpStream>>,
+    next: AtomicU64,
     /// When the line is free again, each way.
     free_at: [Mutex<Instant>; 2],
     stopped: AtomicBool,
@@ -83,6 +86,7 @@ impl Proxy {
             fault: Mutex::default(),
             changed: Condvar::new(),
             sockets: Mutex::default(),
+            next: AtomicU64::new(0),
             free_at: [Mutex::new(now), Mutex::new(now)],
             stopped: AtomicBool::new(false),
             faults: AtomicU64::new(0),
@@ -148,14 +152,16 @@ fn broken() -> io::Error {
 
 impl Shared {
     fn close_all(&self) {
-        for socket in self.sockets.lock().unwrap().drain(..) {
+        for socket in self.sockets.lock().unwrap().values() {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
-    fn remember(&self, socket: &TcpStream) -> io::Result<()> {
-        self.sockets.lock().unwrap().push(socket.try_clone()?);
-        Ok(())
+    /// Makes sure that the socket is closed when the proxy is told so, or when the guard goes.
+    fn guard(self: &Arc<Self>, socket: &TcpStream) -> io::Result<Guard> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.sockets.lock().unwrap().insert(number, socket.try_clone()?);
+        Ok(Guard { shared: self.clone(), number })
     }
 
     fn count(&self) {
@@ -201,19 +207,33 @@ impl Shared {
         std::thread::sleep(free.saturating_duration_since(Instant::now()));
     }
 
-    fn connect(&self) -> io::Result<TcpStream> {
+    fn connect(self: &Arc<Self>) -> io::Result<(TcpStream, Guard)> {
         let server = TcpStream::connect(("127.0.0.1", self.target))?;
         server.set_nodelay(true)?;
-        self.remember(&server)?;
-        Ok(server)
+        let guard = self.guard(&server)?;
+        Ok((server, guard))
+    }
+}
+
+/// An open connection.
+struct Guard {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(socket) = self.shared.sockets.lock().unwrap().remove(&self.number) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 }
 
 fn carry_bytes(shared: &Arc<Shared>, client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
-    shared.remember(&client)?;
+    let _client = shared.guard(&client)?;
     shared.gate()?;
-    let server = shared.connect()?;
+    let (server, _server) = shared.connect()?;
     let (up_from, up_to) = (client.try_clone()?, server.try_clone()?);
     let state = shared.clone();
     std::thread::spawn(move || pump(&state, Way::Up, up_from, up_to));
@@ -234,9 +254,12 @@ fn pump(shared: &Shared, way: Way, mut from: TcpStream, mut to: TcpStream) {
 
 fn carry_requests(shared: &Arc<Shared>, mut client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
-    shared.remember(&client)?;
+    let _client = shared.guard(&client)?;
+    if *shared.fault.lock().unwrap() == Fault::Cut {
+        return Err(broken());
+    }
     let mut requests = BufReader::new(client.try_clone()?);
-    let mut server: Option<(TcpStream, BufReader<TcpStream>)> = None;
+    let mut server: Option<(TcpStream, BufReader<TcpStream>, Guard)> = None;
     while let Some(request) = Message::read_request(&mut requests)? {
         let fault = shared.gate()?;
         let lies =
@@ -257,10 +280,10 @@ fn carry_requests(shared: &Arc<Shared>, mut client: TcpStream) -> io::Result<()>
             _ => {}
         }
         if server.is_none() {
-            let connected = shared.connect()?;
-            server = Some((connected.try_clone()?, BufReader::new(connected)));
+            let (connected, guard) = shared.connect()?;
+            server = Some((connected.try_clone()?, BufReader::new(connected), guard));
         }
-        let Some((up, down)) = &mut server else { continue };
+        let Some((up, down, _)) = &mut server else { continue };
         shared.pass_on(Way::Up, request.head(), up)?;
         request.body(&mut requests, |bytes| shared.pass_on(Way::Up, bytes, up))?;
         let Some(response) = Message::read_response(down, &request)? else { break };
@@ -271,6 +294,5 @@ fn carry_requests(shared: &Arc<Shared>, mut client: TcpStream) -> io::Result<()>
         shared.pass_on(Way::Down, response.head(), &mut client)?;
         response.body(down, |bytes| shared.pass_on(Way::Down, bytes, &mut client))?;
     }
-    let _ = client.shutdown(Shutdown::Both);
     Ok(())
 }
