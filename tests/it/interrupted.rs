@@ -27,7 +27,8 @@ fn stored_bytes(folder: &Path) -> u64 {
 #[test]
 fn a_backup_that_is_killed_counts_only_if_it_is_whole() {
     let folder = Folder::new();
-    let server = Server::new(&folder, 17, &ServerOptions::default());
+    let server =
+        Server::new(&folder, 17, &ServerOptions { no_fsync: true, ..ServerOptions::default() });
     server.write_bulk(20);
     let mut keeper = Keeper::new(&folder, &server, &["eu", "us"]);
     keeper.start();
@@ -69,7 +70,8 @@ fn a_backup_that_is_killed_halfway_is_not_listed() {
     let folder = Folder::new();
     let s3 = S3Server::start(&folder);
     let proxy = Proxy::http(s3.port());
-    let server = Server::new(&folder, 17, &ServerOptions::default());
+    let server =
+        Server::new(&folder, 17, &ServerOptions { no_fsync: true, ..ServerOptions::default() });
     server.write_bulk(20);
     let region = S3Server::region_at("ap", "prod", proxy.port());
     let mut keeper = Keeper::with(&folder, &server.conninfo(), &region);

@@ -12,7 +12,11 @@ const FIRST: TimelineId = TimelineId(1);
 /// A server that keeps all its WAL, and an archiver that reaches it through a proxy.
 fn behind_a_proxy(folder: &Folder) -> (Server, Proxy, Keeper) {
     let settings = "wal_keep_size = 512MB\nmax_wal_size = 1GB".to_owned();
-    let server = Server::new(folder, 17, &ServerOptions { settings, ..ServerOptions::default() });
+    let server = Server::new(
+        folder,
+        17,
+        &ServerOptions { settings, no_fsync: true, ..ServerOptions::default() },
+    );
     let proxy = Proxy::tcp(server.port);
     let mut keeper = Keeper::new(folder, &server, &["eu"]);
     let through = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", proxy.port());
