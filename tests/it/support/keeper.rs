@@ -1,9 +1,13 @@
 //! The program under test with a configuration.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use pgkeep::config::Config;
 use pgkeep::wal::Lsn;
 use serde_json::Value;
 
@@ -65,6 +69,22 @@ impl Keeper {
         let log = folder.path().join("pgkeep.log");
         let folder = folder.path().to_owned();
         Keeper { config, environment: Vec::new(), sidecar: None, log, folder }
+    }
+
+    /// Another archiver with the same regions and the same cluster name, on `server` instead of `own`.
+    pub fn second(&self, own: &Server, server: &Server, name: &str) -> Keeper {
+        let text = fs::read_to_string(&self.config).unwrap();
+        let listen = Config::load(&self.config).unwrap().http.listen;
+        let text = text.replace(&own.conninfo(), &server.conninfo());
+        let text = text.replace(&listen, &format!("127.0.0.1:{}", free_port()));
+        let config = self.folder.join(format!("{name}.toml"));
+        // A copy keeps owner and mode.
+        let mut copy = user_command("cp");
+        assert!(copy.arg("-p").arg(&self.config).arg(&config).status().unwrap().success());
+        fs::write(&config, text).unwrap();
+        let log = self.folder.join(format!("{name}.log"));
+        let environment = self.environment.clone();
+        Keeper { config, environment, sidecar: None, log, folder: self.folder.clone() }
     }
 
     pub fn set_environment(&mut self, name: &str, value: &str) {
@@ -130,6 +150,26 @@ impl Keeper {
         self.sidecar = None;
     }
 
+    /// Fails the test if the sidecar ended.
+    pub fn assert_runs(&mut self) {
+        let sidecar = self.sidecar.as_mut().expect("the sidecar was started");
+        if let Some(status) = sidecar.exited() {
+            panic!("pgkeep run ended ({status}):\n{}", sidecar.log());
+        }
+    }
+
+    /// What the running sidecar says by itself; `None` if it does not answer within `patience`.
+    pub fn ask_sidecar(&self, patience: Duration) -> Option<Value> {
+        let listen = Config::load(&self.config).unwrap().http.listen;
+        let mut socket = TcpStream::connect(listen).ok()?;
+        socket.set_read_timeout(Some(patience)).unwrap();
+        socket.write_all(b"GET /status HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.contains(" 200 ").then(|| serde_json::from_str(body).unwrap())
+    }
+
     pub fn status(&self) -> Value {
         self.run(&["status", "--json"]).expect(0).json()
     }
@@ -178,6 +218,15 @@ impl Keeper {
         server.configure("");
         server.start();
         server
+    }
+}
+
+/// What the archiver said belongs to the report of a test that failed.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}:\n{}", self.log.display(), self.log());
+        }
     }
 }
 

@@ -13,6 +13,9 @@ pub struct ServerOptions {
     pub segment_mebibytes: u32,
     /// More lines for `postgresql.conf`.
     pub settings: String,
+    /// Whether it flushes to disk. A killed process leaves what it wrote to the system, so tests that
+    /// only kill lose nothing without, and do not wait for the disk.
+    pub no_fsync: bool,
     /// Lines for `pg_hba.conf` instead of "trust for everybody".
     pub hba: Option<String>,
 }
@@ -45,6 +48,9 @@ impl Server {
         }
         let mut settings =
             format!("wal_level = replica\nmax_wal_senders = 10\n{}\n", options.settings);
+        if options.no_fsync {
+            settings.push_str("fsync = off\n");
+        }
         if options.segment_mebibytes > 16 {
             settings.push_str(&format!(
                 "min_wal_size = {0}MB\nmax_wal_size = {1}MB\n",
@@ -102,6 +108,10 @@ impl Server {
     pub fn wait_for_end(&mut self) -> String {
         self.process.as_mut().unwrap().wait();
         self.log()
+    }
+
+    pub(super) fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Spawned::id)
     }
 
     pub fn log(&self) -> String {
@@ -206,7 +216,7 @@ impl Server {
     }
 }
 
-fn run(mut command: std::process::Command) {
+pub(super) fn run(mut command: std::process::Command) {
     let output = command.current_dir("/tmp").output().unwrap();
     assert!(
         output.status.success(),
