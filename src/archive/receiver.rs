@@ -28,6 +28,9 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 /// A server that said nothing for so long, although every status asks it to, is gone.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// A receiver that cannot hand on reads no more, so it would never hear that the server wants to
+/// shut down: after this time the connection is given up and made anew.
+const STALL_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the last WAL of a stream may wait for room in the pipeline; what is not taken then is
 /// asked for again.
 const LAST_WAL_PATIENCE: Duration = Duration::from_secs(30);
@@ -45,6 +48,8 @@ pub(super) enum ReceiveEnd {
     Reached,
     /// An uploader wants everything to be looked up again.
     Again,
+    /// No region has taken WAL for long.
+    Stalled,
     /// The pipeline behind stopped: it knows why.
     Pipeline,
 }
@@ -74,6 +79,7 @@ struct Pending {
     /// Since when the server waits for WAL to become durable.
     waiting_since: Option<Instant>,
     last_heard: Instant,
+    last_handed_on: Instant,
 }
 
 impl Receiver<'_> {
@@ -91,12 +97,14 @@ impl Receiver<'_> {
             last_answer: now,
             waiting_since: None,
             last_heard: now,
+            last_handed_on: now,
         };
         let mut ticks = tokio::time::interval(STATUS_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let waiting = !pending.data.is_empty() || pending.flush;
             let answer_at = self.answer_time(&pending);
+            let stalled_at = pending.last_handed_on + STALL_PATIENCE;
             tokio::select! {
                 biased;
                 // First what is seldom ready and must never starve.
@@ -128,6 +136,9 @@ impl Receiver<'_> {
                         return Ok(ReceiveEnd::Server);
                     }
                 }
+                () = tokio::time::sleep_until(stalled_at), if pending.length >= BATCH => {
+                    return Ok(ReceiveEnd::Stalled);
+                }
                 permit = self.feed.reserve(), if waiting => {
                     let Ok(permit) = permit else { return Ok(ReceiveEnd::Pipeline) };
                     if pending.data.is_empty() {
@@ -136,6 +147,7 @@ impl Receiver<'_> {
                     } else {
                         permit.send(Feed::Data(std::mem::take(&mut pending.data)));
                         pending.length = 0;
+                        pending.last_handed_on = Instant::now();
                     }
                 }
             }
@@ -162,6 +174,9 @@ impl Receiver<'_> {
         match message {
             WalMessage::Data { wal_end, clock, bytes, .. } => {
                 self.state.heard(wal_end, self.stream.position(), clock);
+                if pending.data.is_empty() {
+                    pending.last_handed_on = Instant::now();
+                }
                 pending.length += bytes.len();
                 pending.data.push(bytes);
             }

@@ -440,6 +440,14 @@ impl Session<'_> {
                 pipeline.finish(BREAK_PATIENCE, PATIENCE_FOR_OTHERS).await?;
                 Ok(TimelineEnd::Closed)
             }
+            Ok(ReceiveEnd::Stalled) => {
+                tracing::warn!(
+                    "no region takes WAL: the connection is made anew, so that the server may shut down meanwhile"
+                );
+                drop(stream);
+                pipeline.finish(Duration::ZERO, Duration::ZERO).await?;
+                Ok(TimelineEnd::Closed)
+            }
             Ok(ReceiveEnd::Pipeline | ReceiveEnd::Again) => {
                 pipeline.finish(BREAK_PATIENCE, Duration::ZERO).await?;
                 Ok(TimelineEnd::Closed)

@@ -167,7 +167,6 @@ fn a_slot_that_was_invalidated_leaves_a_gap_that_is_told_on_18() {
 
 // CASES 13: a gap is recorded, a backup taken, an alarm raised, all by itself.
 #[test]
-#[ignore = "fails today: on_gap is missing"]
 fn a_gap_is_followed_by_a_new_backup_without_being_asked() {
     let mut site = Site::new(17, Loss::Dropped);
     let gap = site.start_and_see_the_gap();
@@ -184,7 +183,6 @@ fn a_gap_is_followed_by_a_new_backup_without_being_asked() {
 
 // What a standby named in the conninfo still has is no gap.
 #[test]
-#[ignore = "fails today: the other hosts are not asked"]
 fn wal_that_only_a_standby_has_is_fetched_from_it() {
     let folder = Folder::new();
     let mut a = server_that_keeps_little(&folder, 17, "");

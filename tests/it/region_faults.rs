@@ -155,27 +155,23 @@ fn memory_is_bounded(fault: Fault) {
 
 // CASES 26: whatever a region does, and while it is repaired.
 #[test]
-#[ignore = "fails today: pieces dropped from the queue stay with uploads that hang"]
 fn memory_is_bounded_while_a_region_hangs() {
     memory_is_bounded(Fault::Hang);
 }
 
 #[test]
-#[ignore = "fails today: pieces dropped from the queue stay with slow uploads"]
 fn memory_is_bounded_while_a_region_is_slow() {
     memory_is_bounded(Fault::Throttle(1_000_000));
 }
 
 // The measure of the two above.
 #[test]
-#[ignore = "fails today: the allocator keeps what threads have freed"]
 fn memory_is_bounded_while_all_regions_work() {
     memory_is_bounded(Fault::None);
 }
 
 // The report of a running sidecar does not wait for the region that it is to tell about.
 #[test]
-#[ignore = "fails today: /status waits for the regions"]
 fn the_sidecar_tells_of_a_region_that_hangs() {
     let mut site = Site::new();
     site.proxy.set(Fault::Hang);
@@ -188,7 +184,6 @@ fn the_sidecar_tells_of_a_region_that_hangs() {
 
 // A start, or a lost connection, while a region hangs: the others go on all the same.
 #[test]
-#[ignore = "fails today: a start waits for every region's answer"]
 fn archiving_starts_while_a_region_hangs() {
     let mut site = Site::new();
     site.keeper.kill9();
@@ -202,7 +197,6 @@ fn archiving_starts_while_a_region_hangs() {
 
 // A start while a local region's disk is not mounted: likewise.
 #[test]
-#[ignore = "fails today: `run` refuses to start without the folder"]
 fn archiving_starts_while_a_folder_is_not_mounted() {
     let mut site = Site::new();
     site.keeper.kill9();
@@ -287,7 +281,6 @@ fn answers_that_are_lost_cost_nothing_but_time() {
 // Invariant I10 and the read-back before removal: a store that says 200 and stores nothing is found
 // out before anything goes that the missing object would replace.
 #[test]
-#[ignore = "fails today: a lie that was found out is not told, and its frontier stays"]
 fn a_region_that_lies_loses_nothing_that_it_had() {
     let mut site = Site::new();
     let small = Content::of(&site.keeper, "ap", site.system_id).objects();
@@ -308,7 +301,6 @@ fn a_region_that_lies_loses_nothing_that_it_had() {
 
 // … and once it stores again, it gets what it lied about, while the sidecar runs on.
 #[test]
-#[ignore = "fails today: what a region lied about is not stored again while the sidecar runs"]
 fn a_region_that_lied_is_repaired() {
     let mut site = Site::new();
     site.proxy.set(Fault::Lie("/wal/"));
@@ -320,7 +312,6 @@ fn a_region_that_lied_is_repaired() {
 
 // "Without the primary" to the letter: it is gone for good when the region comes back.
 #[test]
-#[ignore = "fails today: regions are repaired only while the server streams"]
 fn a_region_is_repaired_although_the_primary_is_gone() {
     let mut site = Site::new();
     site.proxy.set(Fault::Cut);

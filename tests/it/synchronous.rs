@@ -211,7 +211,6 @@ fn remote_apply_is_reported_by_check() {
 }
 
 #[test]
-#[ignore = "fails today: only `check` looks"]
 fn remote_apply_is_reported_at_start() {
     let folder = Folder::new();
     let (server, _s3, mut keeper) = site(&folder);
@@ -236,7 +235,6 @@ fn an_accidental_star_is_reported_by_check() {
 }
 
 #[test]
-#[ignore = "fails today: only `check` looks"]
 fn an_accidental_star_is_reported_at_start() {
     let folder = Folder::new();
     let (server, _s3, mut keeper) = site(&folder);

@@ -290,7 +290,6 @@ fn every_history_file_of_timelines_1_2_4_is_stored() {
 }
 
 #[test]
-#[ignore = "fails today: only the server that streams is asked"]
 fn a_history_file_that_only_another_host_knows_is_stored() {
     one_two_four(false);
 }
@@ -357,7 +356,6 @@ fn a_fork_on_a_segment_boundary_leaves_no_hole() {
 
 // CASES 15: a primary that comes back from the dead on timeline 1 while the archive is on 2.
 #[test]
-#[ignore = "fails today: the timelines of the archive are not compared with the server's"]
 fn an_old_primary_that_comes_back_is_not_archived_in_silence() {
     let folder = Folder::new();
     let mut a = primary(&folder, 17);

@@ -110,10 +110,6 @@ impl Server {
         self.log()
     }
 
-    pub(super) fn process_id(&self) -> Option<u32> {
-        self.process.as_ref().map(Spawned::id)
-    }
-
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

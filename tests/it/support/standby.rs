@@ -1,6 +1,5 @@
 //! Standbys, promotion, and what else happens to servers in the field.
 
-use std::fs;
 use std::path::Path;
 
 use pgkeep::wal::{Lsn, SegmentSize, TimelineId};
@@ -119,16 +118,6 @@ impl Server {
              FROM generate_series(1, {rows}) n"
         ));
     }
-
-    /// `kill -9` of all its processes at once: nobody is left who could still acknowledge anything.
-    pub fn kill9_all(&mut self) {
-        if let Some(id) = self.process_id() {
-            for child in children_of(id) {
-                kill9(child);
-            }
-        }
-        self.kill9();
-    }
 }
 
 /// A command on a file that keeps the server's owner.
@@ -136,20 +125,4 @@ fn file_command(program: &str, file: &Path) -> std::process::Command {
     let mut command = user_command(program);
     command.arg(file);
     command
-}
-
-fn kill9(id: u32) {
-    let Some(pid) = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw) else { return };
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-}
-
-fn children_of(parent: u32) -> Vec<u32> {
-    let wanted = format!("PPid:\t{parent}");
-    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    let ids = processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
-    ids.filter(|id| {
-        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-        status.lines().any(|line| line == wanted)
-    })
-    .collect()
 }
