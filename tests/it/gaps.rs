@@ -41,7 +41,7 @@ impl Site {
         let folder = Folder::new();
         let limit = match loss {
             Loss::Dropped => "",
-            Loss::Invalidated => "max_slot_wal_keep_size = 16MB",
+            Loss::Invalidated => "max_slot_wal_keep_size = 48MB",
         };
         let server = server_that_keeps_little(&folder, major, limit);
         let mut keeper = Keeper::new(&folder, &server, &REGIONS);

@@ -22,6 +22,11 @@ fn original_and_clone(folder: &Folder) -> (Server, Server, Keeper) {
     let data = folder.path().join("clone");
     server.copy_to(&data);
     server.start();
+    // Its archiver is there first.
+    wait_until("the archiver to be back", || {
+        keeper.assert_runs();
+        keeper.ask_sidecar(Duration::from_secs(5)).unwrap_or_default()["streaming"] == true
+    });
     let clone = Server::at(folder, 17, &data);
     clone.configure("");
     (server, clone, keeper)
