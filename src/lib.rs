@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod jitter;
 pub mod pg;
+pub mod progress;
 pub mod repo;
 pub mod restore;
 pub mod serve;

@@ -11,6 +11,7 @@ mod error;
 mod fallback;
 mod open;
 mod region;
+pub mod repair;
 mod upload;
 mod wal;
 

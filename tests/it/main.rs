@@ -19,6 +19,7 @@ mod corruption;
 mod ledger;
 mod main_path;
 mod regions;
+mod repair;
 mod segments;
 mod shapes;
 mod slot;
