@@ -21,7 +21,7 @@ def fill(stage, part):
               f" FROM generate_series(1, {int(17e6 * part)}) n")
     stage.sql("CREATE INDEX ON narrow (id)")
     stage.sql("CREATE TABLE wide AS SELECT n AS id, repeat(md5(n::text) || ' some words of text ', 12) AS text"
-              " FROM generate_series(1, {int(1.2e6 * part)}) n")
+              f" FROM generate_series(1, {int(1.2e6 * part)}) n")
     stage.sql("CREATE TABLE blobs (id int, data bytea); ALTER TABLE blobs ALTER data SET STORAGE EXTERNAL")
     stage.sql("INSERT INTO blobs SELECT n, (SELECT string_agg(sha512((n * 1000 + m)::text::bytea), '')"
               f" FROM generate_series(1, 128) m) FROM generate_series(1, {int(110e3 * part)}) n")

@@ -16,9 +16,9 @@ MAJOR = "17"
 INTERVALS = ["1s", "5s", "30s"]
 # Commits a second.
 LOADS = {"idle": 0, "light": 1, "heavy": 2000}
-KINDS = ["PUT", "LIST", "GET", "HEAD", "DELETE"]
-# What they are called on S3's price list: US dollars for a thousand; deleting costs nothing.
-PRICES = {"PUT": 0.005, "LIST": 0.005, "POST": 0.005, "GET": 0.0004, "HEAD": 0.0004, "DELETE": 0}
+KINDS = ["PUT", "LIST", "GET", "HEAD", "DELETE", "POST"]
+# US dollars for a thousand on S3's price list, as an example; deleting costs nothing, also by POST.
+PRICES = {"PUT": 0.005, "LIST": 0.005, "POST": 0, "GET": 0.0004, "HEAD": 0.0004, "DELETE": 0}
 
 
 def arguments(parser):
@@ -94,8 +94,9 @@ def run(options):
 def count(seen, cells, began, ended):
     counts = {cell.prefix: Counter() for cell in cells}
     for moment, method, key, _ in list(seen):
-        if began <= moment < ended:
-            counts[key.split("/")[0]][method] += 1
+        prefix = key.split("/")[0]
+        if began <= moment < ended and prefix in counts:
+            counts[prefix][method] += 1
     return counts
 
 
@@ -104,9 +105,8 @@ def report(cells, counts, seconds):
     rows = []
     for cell in cells:
         found = counts[cell.prefix]
-        kinds = KINDS + sorted(set(found) - set(KINDS))
-        day = {kind: found[kind] * 86400 / seconds for kind in kinds}
-        cost = sum(day[kind] / 1000 * PRICES.get(kind, 0.005) for kind in kinds)
+        day = {kind: found[kind] * 86400 / seconds for kind in KINDS}
+        cost = sum(day[kind] / 1000 * PRICES[kind] for kind in KINDS)
         rows.append((f"{cell.load}, {cell.commits:.0f} commits/s", cell.interval, f"{cell.wal_rate / 1e3:.1f}",
                      *(f"{found[kind] * 60 / seconds:.1f}" for kind in KINDS),
                      f"{sum(day.values()):,.0f}", f"{cost:.3f}", f"{30 * cost:.2f}"))

@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import re
 import socket
 import threading
 import time
@@ -39,7 +40,7 @@ class Recorder:
                 self.link.endheaders(body or None)
                 answer = self.link.getresponse()
                 content = answer.read()
-                recorder.note(self.command, self.path, answer.status)
+                recorder.note(self.command, self.path, body, answer.status)
                 self.send_response_only(answer.status, answer.reason)
                 for name, value in answer.getheaders():
                     if name.lower() not in ("transfer-encoding", "content-length", "connection"):
@@ -64,12 +65,16 @@ class Recorder:
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def note(self, method, path, status):
+    def note(self, method, path, body, status):
         path, _, query = path.partition("?")
         key = urllib.parse.unquote(path).removeprefix(f"/{BUCKET}").lstrip("/")
         asked = urllib.parse.parse_qs(query, keep_blank_values=True)
         if method == "GET" and "list-type" in asked:
             method, key = "LIST", asked.get("prefix", [""])[0]
+        elif method == "POST" and "delete" in asked:
+            # Many objects in one request; all are of one region.
+            named = re.search(rb"<Key>([^<]*)</Key>", body)
+            key = named[1].decode() if named else ""
         self.seen.append((time.time(), method, key, status))
 
 
