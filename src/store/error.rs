@@ -4,6 +4,9 @@ use std::fmt;
 
 /// How much of what a store says is kept.
 const MESSAGE_CHARACTERS: usize = 600;
+/// What the library says when an object does not have the range that was asked for.
+const RANGE_FAILURES: [&str; 3] =
+    ["Requested range was invalid", "Wanted range starting at", "Received non-partial response"];
 
 /// How a failure is to be met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +78,7 @@ fn sort_whole(error: &object_store::Error) -> (FailureKind, String) {
         | Error::UnknownConfigurationKey { .. }
         | Error::Precondition { .. }
         | Error::NotModified { .. } => FailureKind::Permanent,
-        _ if text.contains("Requested range was invalid") => FailureKind::Permanent,
+        _ if RANGE_FAILURES.iter().any(|said| text.contains(said)) => FailureKind::Permanent,
         _ => FailureKind::Transient,
     };
     (kind, text)

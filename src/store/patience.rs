@@ -47,9 +47,9 @@ impl Patience {
         self.write + at_slowest_rate(bytes)
     }
 
-    /// For all of a read of so many bytes, once the answer has begun.
+    /// For all of a read of so many bytes, once the answer has begun. Longer than a pause may be.
     pub(super) fn for_read(&self, bytes: u64) -> Duration {
-        self.idle + at_slowest_rate(bytes)
+        self.answer + self.idle + at_slowest_rate(bytes)
     }
 }
 

@@ -4,9 +4,10 @@
 //! seconds however large the object is.
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload};
 
 use super::counts::RequestKind;
@@ -55,7 +56,9 @@ impl Region {
         match self.read(key, Some(GetRange::Suffix(length))).await {
             // Azure knows no ranges from the end, and others none of an empty object.
             Err(error) if error.kind == FailureKind::Permanent => {
-                let Some(size) = self.size(key).await? else { return Err(error) };
+                let Some(size) = self.size(key).await? else {
+                    return Err(self.missing(key, error.message));
+                };
                 let bytes = self.get_range(key, size.saturating_sub(length)..size).await?;
                 Ok((bytes, size))
             }
@@ -76,7 +79,12 @@ impl Region {
         const GET: RequestKind = RequestKind::Get;
         let store = self.store(GET, key).await?;
         let options = GetOptions { range, ..GetOptions::default() };
-        let answer = self.once(GET, key, 0, store.get_opts(&self.path(key), options)).await?;
+        let path = self.path(key);
+        // The library adds to numbers of the answer, which overflow where overflow is checked:
+        // Garage says "bytes 0-18446744073709551615/0" of an empty object.
+        let request = AssertUnwindSafe(store.get_opts(&path, options)).catch_unwind();
+        let request = async { request.await.unwrap_or_else(|_| Err(senseless())) };
+        let answer = self.once(GET, key, 0, request).await?;
         let size = answer.meta.size;
         let length = answer.range.end.saturating_sub(answer.range.start);
         let deadline = self.patience.for_read(length);
@@ -139,4 +147,8 @@ impl Region {
             all.extend_from_slice(&chunk);
         }
     }
+}
+
+fn senseless() -> object_store::Error {
+    object_store::Error::NotSupported { source: "the answer makes no sense".into() }
 }

@@ -74,7 +74,7 @@ impl Region {
                 );
                 self.replace(key, content).await.map(|()| Put::Written)
             }
-            None if refused => self.replace(key, content).await.map(|()| Put::Written),
+            None if refused => self.overwrite_once(key, content).await.map(|()| Put::Written),
             None => {
                 // Perhaps another request for the name is under way.
                 let message = "the store says that it exists, and it is not there";
