@@ -215,7 +215,10 @@ impl OtherHistories {
     async fn store(&self, files: Vec<(TimelineId, Bytes)>) -> bool {
         let mut complete = true;
         for region in &self.regions {
-            let known = KnownTimelines::read(std::slice::from_ref(region)).await;
+            let Some(known) = KnownTimelines::read_one(region).await else {
+                complete = false;
+                continue;
+            };
             for (timeline, content) in &files {
                 let hash = self.key.hash(content).short();
                 if known.contradicts(*timeline, hash) {

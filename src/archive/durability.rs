@@ -55,17 +55,19 @@ impl Hold {
             *self = Hold::default();
             return strict;
         };
+        // A frontier that is not known yet says nothing about bytes: it counts by time.
+        let held = if strict == Lsn::INVALID { 0 } else { any.bytes_since(strict) };
         let (mark, since) = match self.mark {
             Some(mark) if strict < mark.0 => mark,
             // What was waited for came: what is waited for now is younger.
             _ => {
-                self.has_fallen_back &= any.bytes_since(strict) > limits.bytes / 2;
+                self.has_fallen_back &= held > limits.bytes / 2;
                 (any, now)
             }
         };
         self.mark = Some((mark, since));
         let too_long = now.duration_since(since) > limits.time;
-        self.has_fallen_back |= too_long || any.bytes_since(strict) > limits.bytes;
+        self.has_fallen_back |= too_long || held > limits.bytes;
         if self.has_fallen_back { any } else { strict }
     }
 
@@ -123,7 +125,7 @@ mod tests {
                 let strict = durable_lsn(Durability::All, &frontiers);
                 let any = durable_lsn(Durability::Any, &frontiers);
                 prop_assert!(decided == strict || (decided == any && !synchronous));
-                if any.bytes_since(strict) > LIMITS.bytes && !synchronous {
+                if strict > Lsn::INVALID && any.bytes_since(strict) > LIMITS.bytes && !synchronous {
                     prop_assert_eq!(decided, any);
                 }
             }
@@ -152,6 +154,21 @@ mod tests {
         assert_eq!(at(303, 1400, 1380), (1380, false));
         // Too many bytes at once.
         assert_eq!(at(304, 1500, 1380), (1500, true));
+    }
+
+    // The first region that answers must not make the policy give way to itself.
+    #[test]
+    fn regions_that_have_not_answered_yet_are_waited_for() {
+        let mut hold = Hold::default();
+        let start = Instant::now();
+        let far = Some(Lsn(1 << 50));
+        let at = |hold: &mut Hold, seconds, other| {
+            let now = start + Duration::from_secs(seconds);
+            hold.decide(Durability::All, Some(LIMITS), &[far, other], now)
+        };
+        assert_eq!(at(&mut hold, 0, None), Lsn::INVALID);
+        assert_eq!(at(&mut hold, 59, None), Lsn::INVALID);
+        assert_eq!(at(&mut hold, 61, None), Lsn(1 << 50));
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub(super) struct Receiver<'a> {
     pub(super) durable: watch::Receiver<Lsn>,
     /// Up to here what the server sent was compared with the archive.
     pub(super) compared: &'a AtomicU64,
+    /// Where the slot's WAL began: PostgreSQL would take the slot back to whatever it is told.
+    pub(super) slot_begin: Lsn,
     /// Enough once this is reached.
     pub(super) until: Option<Lsn>,
     pub(super) again: &'a CancellationToken,
@@ -76,8 +78,8 @@ struct Pending {
     /// The server wants an answer; latest by then.
     answer_by: Option<Instant>,
     last_answer: Instant,
-    /// Since when the server waits for WAL to become durable.
-    waiting_since: Option<Instant>,
+    /// Since when the server waits for WAL up to there to become durable.
+    waiting_since: Option<(Instant, Lsn)>,
     last_heard: Instant,
     last_handed_on: Instant,
 }
@@ -156,10 +158,9 @@ impl Receiver<'_> {
             {
                 return Ok(ReceiveEnd::Reached);
             }
-            if self.is_all_durable() {
-                pending.waiting_since = None;
-            }
-            if pending.waiting_since.is_some_and(|since| since.elapsed() > SHUTDOWN_PATIENCE) {
+            let durable = *self.durable.borrow();
+            pending.waiting_since = pending.waiting_since.filter(|(_, until)| durable < *until);
+            if pending.waiting_since.is_some_and(|(since, _)| since.elapsed() > SHUTDOWN_PATIENCE) {
                 tracing::warn!(
                     "the server wants to shut down and no region takes its last WAL: letting it go"
                 );
@@ -195,7 +196,7 @@ impl Receiver<'_> {
     fn answer_wanted(&self, pending: &mut Pending) {
         let now = Instant::now();
         if !self.is_all_durable() {
-            pending.waiting_since.get_or_insert(now);
+            pending.waiting_since.get_or_insert((now, self.stream.position()));
         }
         if pending.answer_by.is_none() {
             pending.answer_by = Some(now + ANSWER_DEADLINE);
@@ -221,6 +222,7 @@ impl Receiver<'_> {
         // "Written" says no more than "flushed": a server that shuts down takes it for flushed when
         // nothing is.
         let safe = durable.min(compared).min(self.stream.position());
+        let safe = if safe < self.slot_begin { Lsn::INVALID } else { safe };
         self.stream.send_status(safe, safe, answer_me).await
     }
 }

@@ -30,6 +30,8 @@ use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalFormat};
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take after the connection broke, before the next attempt.
 const BREAK_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a piece may be on its way to the slowest region that still counts as working.
+const PIECE_PATIENCE: Duration = Duration::from_secs(120);
 /// How long the other regions are waited for once one has everything.
 const PATIENCE_FOR_OTHERS: Duration = Duration::from_secs(5);
 
@@ -351,6 +353,7 @@ impl Session<'_> {
             state: self.state,
             durable: self.state.durable(),
             compared: &pipeline.compared,
+            slot_begin: server.restart_lsn.unwrap_or(Lsn::INVALID),
             until: stretch.until,
             again: &again,
             cancelled: self.cancelled,
@@ -388,6 +391,7 @@ impl Session<'_> {
             state: self.state.clone(),
             context: context.clone(),
             lineage: server.lineage.clone(),
+            is_established: server.established,
             may_begin: !server.established
                 || self.settings.new_regions.iter().any(|name| name == region.name()),
             ancestors: ancestors.clone(),
@@ -445,7 +449,8 @@ impl Session<'_> {
                     "no region takes WAL: the connection is made anew, so that the server may shut down meanwhile"
                 );
                 drop(stream);
-                pipeline.finish(Duration::ZERO, Duration::ZERO).await?;
+                // What is on its way may be slow and yet arrive.
+                pipeline.finish(PIECE_PATIENCE, Duration::ZERO).await?;
                 Ok(TimelineEnd::Closed)
             }
             Ok(ReceiveEnd::Pipeline | ReceiveEnd::Again) => {

@@ -45,12 +45,27 @@ pub(super) async fn find_start(
     history: &TimelineHistory,
     format: &WalFormat,
 ) -> Result<StartLookup, ArchiveError> {
+    // An archive that began after a fork has nothing at the begin of that timeline: then the lowest
+    // WAL that is there counts as its begin.
+    let lookup = find_start_from(regions, history, format, true).await?;
+    match lookup.point {
+        Some(_) => Ok(lookup),
+        None => find_start_from(regions, history, format, false).await,
+    }
+}
+
+async fn find_start_from(
+    regions: &[Region],
+    history: &TimelineHistory,
+    format: &WalFormat,
+    at_forks: bool,
+) -> Result<StartLookup, ArchiveError> {
     let size = format.segment_size;
     let unit = piece_unit(format);
     let path = history.path();
     let mut unread = Vec::new();
     for (index, (timeline, begin, end)) in path.iter().enumerate().rev() {
-        let begins = (*begin > Lsn::INVALID).then(|| begin.round_down(unit));
+        let begins = (at_forks && *begin > Lsn::INVALID).then(|| begin.round_down(unit));
         let lookups = ask_all(regions, |region| async move {
             frontier_of(&region, *timeline, size, begins).await
         });

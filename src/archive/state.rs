@@ -141,7 +141,7 @@ struct Inner {
     regions: Vec<RegionState>,
     hold: Hold,
     /// The server waits for this archiver before it lets commits return.
-    is_synchronous: bool,
+    is_synchronous: Option<bool>,
     alarms: Vec<String>,
     asked: Vec<(Lsn, Lsn)>,
 }
@@ -206,7 +206,8 @@ impl ArchiveState {
 
     fn update_durable(&self, inner: &mut Inner) {
         let frontiers: Vec<_> = inner.regions.iter().map(|region| region.frontier).collect();
-        let limits = (!inner.is_synchronous).then_some(self.limits);
+        // As long as it is not known, it may be synchronous: nothing gives way.
+        let limits = (inner.is_synchronous == Some(false)).then_some(self.limits);
         let before = inner.hold.has_fallen_back();
         let durable = inner.hold.decide(self.policy, limits, &frontiers, Instant::now());
         match (before, inner.hold.has_fallen_back()) {
@@ -233,7 +234,7 @@ impl ArchiveState {
     /// Whether commits on the server wait for this archiver.
     pub(super) fn set_synchronous(&self, is_synchronous: bool) {
         let mut inner = self.lock();
-        inner.is_synchronous = is_synchronous;
+        inner.is_synchronous = Some(is_synchronous);
         self.update_durable(&mut inner);
     }
 
@@ -280,7 +281,9 @@ impl ArchiveState {
 
     /// A session begins: what was known of the last one is old.
     pub(super) fn begin_session(&self) {
-        self.lock().has_streamed = false;
+        let mut inner = self.lock();
+        inner.has_streamed = false;
+        inner.is_synchronous = None;
     }
 
     /// Whether this session has streamed.

@@ -65,7 +65,13 @@ impl Archiver {
             let trouble = match outcome {
                 Ok(SessionEnd::Cancelled) => return Ok(()),
                 Ok(SessionEnd::ServerClosed) => "the server closed the connection".to_owned(),
-                Err(error) if error.is_divergence() => return Err(error),
+                Err(error) if error.is_divergence() && !has_streamed => return Err(error),
+                // The one that was there goes on, and says so.
+                Err(error) if error.is_divergence() => {
+                    self.state.alarm(error.to_string());
+                    pause = LONGEST_PAUSE;
+                    describe(&error)
+                }
                 Err(error) if !has_streamed && !error.is_transient() => return Err(error),
                 Err(error) => describe(&error),
             };

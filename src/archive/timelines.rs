@@ -67,6 +67,18 @@ impl KnownTimelines {
         known
     }
 
+    /// What one region knows; `None` when it cannot be asked.
+    pub(super) async fn read_one(region: &Region) -> Option<KnownTimelines> {
+        let histories = region.list(TIMELINE_FOLDER).await.ok()?;
+        let mut known = KnownTimelines::default();
+        for (timeline, hash) in
+            histories.iter().filter_map(|object| parse_history_name(object.file_name()))
+        {
+            known.histories.entry(timeline).or_default().insert(hash);
+        }
+        Some(known)
+    }
+
     /// Whether the archive has this number with another content only.
     pub(super) fn contradicts(&self, timeline: TimelineId, hash: ShortHash) -> bool {
         self.histories.get(&timeline).is_some_and(|hashes| !hashes.contains(&hash))

@@ -73,6 +73,9 @@ fn print(report: &StatusReport) {
     if let Some(trouble) = &report.trouble {
         output::line(&format!("trouble: {trouble}"));
     }
+    for alarm in &report.alarms {
+        output::line(&format!("ALARM: {alarm}"));
+    }
     let rows: Vec<_> = report
         .regions
         .iter()

@@ -28,6 +28,9 @@ pub struct StatusReport {
     pub streaming: Option<bool>,
     /// What keeps it from streaming, or was the last trouble.
     pub trouble: Option<String>,
+    /// What an operator must look into: of the sidecar, since its start.
+    #[serde(default)]
+    pub alarms: Vec<String>,
     /// The regions.
     pub regions: Vec<RegionStatus>,
     /// Up to here WAL counts as safe.
@@ -191,6 +194,7 @@ pub(super) fn status_from_sidecar(
         },
         streaming: Some(archive.streaming),
         trouble: archive.trouble.clone(),
+        alarms: archive.alarms.clone(),
         regions,
         durable_lsn: (archive.durable_lsn > Lsn::INVALID).then_some(archive.durable_lsn),
         slot,
@@ -256,6 +260,7 @@ pub async fn status_from_regions(
         },
         streaming: None,
         trouble: None,
+        alarms: Vec::new(),
         regions,
         durable_lsn: word.map(|word| word.durable_lsn),
         slot: None,

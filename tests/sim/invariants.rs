@@ -352,6 +352,11 @@ impl Sim {
             let same = expected == *content && key.hash(content).short() == history.1;
             return if same { Ok(()) } else { Err("it is not the server's".into()) };
         }
+        let name = relative.rsplit('/').next().unwrap_or_default();
+        if relative.starts_with("wal/") && parse_index_name(name).is_some() {
+            let read = read_roll_up(content.clone(), relative, &key);
+            return read.map(drop).map_err(|error| error.to_string());
+        }
         let known = relative == "lineage.json"
             || relative.starts_with("alive/")
             || parse_gap_key(relative).is_some();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{Progress, Uploader};
 use crate::repo::{LINEAGE_FILE, PieceName, TIMELINE_FOLDER, history_key, parse_history_name};
-use crate::store::{FailureKind, StoreError, frontier_of, lowest_of, read_wal};
+use crate::store::{FailureKind, Frontier, StoreError, ask_all, frontier_of, lowest_of, read_wal};
 use crate::wal::{Lsn, TimelineId};
 
 /// What was found.
@@ -29,7 +29,7 @@ impl Uploader {
             begin = Some(end.round_down(self.unit()));
         }
         let size = self.context.format.segment_size;
-        let found = frontier_of(&self.region, self.context.timeline, size, begin).await?;
+        let found = self.frontier(self.context.timeline, begin).await?;
         let known: BTreeSet<PieceName> =
             found.iter().flat_map(|frontier| frontier.recent.iter().copied()).collect();
         let unit = self.unit();
@@ -37,9 +37,16 @@ impl Uploader {
         let has_pieces = found.is_some();
         let tip = match (found, begin) {
             (Some(found), _) => found.lsn,
-            (None, Some(begin)) => begin,
-            (None, None) => {
-                self.lowest_elsewhere(self.context.timeline).await?.unwrap_or(self.stream_start)
+            // The archive may have begun after the fork.
+            (None, begin) => {
+                match (self.lowest_elsewhere(self.context.timeline).await, begin) {
+                    (Ok(Some(lowest)), begin) => lowest.max(begin.unwrap_or(Lsn::INVALID)),
+                    (Ok(None), _) => self.stream_start,
+                    (Err(_), Some(begin)) => begin,
+                    // A region to be filled must know from where on.
+                    (Err(error), None) if self.is_established => return Err(error),
+                    (Err(_), None) => self.stream_start,
+                }
             }
         };
         if has_pieces && !self.is_compared && tip > self.stream_start {
@@ -96,8 +103,7 @@ impl Uploader {
         begin: Option<Lsn>,
         end: Lsn,
     ) -> Result<Option<Lsn>, StoreError> {
-        let size = self.context.format.segment_size;
-        let stored = frontier_of(&self.region, timeline, size, begin).await?;
+        let stored = self.frontier(timeline, begin).await?;
         let from = match (stored, begin) {
             (Some(stored), _) => Some(stored.lsn),
             (None, Some(begin)) => Some(begin),
@@ -106,7 +112,9 @@ impl Uploader {
         if from.is_some_and(|from| from >= end) {
             return Ok(None);
         }
-        let lowest = self.lowest_elsewhere(timeline).await?;
+        let Ok(lowest) = self.lowest_elsewhere(timeline).await else {
+            return Ok(Some(from.unwrap_or(Lsn::INVALID)));
+        };
         // The archive may have begun later.
         let from = from.max(lowest.filter(|lowest| from.is_none_or(|from| *lowest > from)));
         match from {
@@ -123,17 +131,46 @@ impl Uploader {
         }
     }
 
-    /// The lowest LSN of a timeline that another region holds.
+    /// How far the region's WAL of a timeline reaches. Where the archive began after the timeline
+    /// did, the timeline begins there.
+    async fn frontier(
+        &self,
+        timeline: TimelineId,
+        begin: Option<Lsn>,
+    ) -> Result<Option<Frontier>, StoreError> {
+        let size = self.context.format.segment_size;
+        let found = frontier_of(&self.region, timeline, size, begin).await?;
+        let Some(begin) = begin.filter(|_| found.is_none()) else { return Ok(found) };
+        let own = lowest_of(&self.region, timeline, size).await?;
+        // Somebody who is silent may have what lies before.
+        let Ok(elsewhere) = self.lowest_elsewhere(timeline).await else { return Ok(None) };
+        let lowest = [own, elsewhere].into_iter().flatten().min();
+        match lowest {
+            Some(lowest) if lowest > begin => {
+                frontier_of(&self.region, timeline, size, Some(lowest)).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The lowest LSN of a timeline that another region holds; an error when one that may hold it
+    /// cannot be asked and no other does.
     async fn lowest_elsewhere(&self, timeline: TimelineId) -> Result<Option<Lsn>, StoreError> {
         let size = self.context.format.segment_size;
         let mut lowest: Option<Lsn> = None;
-        for other in &self.others {
-            match lowest_of(other, timeline, size).await {
+        let mut failure = None;
+        let asked =
+            ask_all(&self.others, |other| async move { lowest_of(&other, timeline, size).await });
+        for answer in asked.await {
+            match answer {
                 Ok(found) => lowest = [lowest, found].into_iter().flatten().min(),
-                Err(error) => tracing::debug!("{error}"),
+                Err(error) => failure = Some(error),
             }
         }
-        Ok(lowest)
+        match (lowest, failure) {
+            (None, Some(error)) => Err(error),
+            _ => Ok(lowest),
+        }
     }
 
     /// Compares what this region holds from the stream's start on with what another one holds: the

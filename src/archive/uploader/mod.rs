@@ -25,7 +25,7 @@ use super::backlog::Backlog;
 use super::piece::{Piece, PieceContext};
 use super::state::ArchiveState;
 use crate::repo::Lineage;
-use crate::store::{Copied, Region, StoreError, WalRange, copy_wal};
+use crate::store::{Copied, Put, Region, StoreError, WalRange, copy_wal};
 use crate::wal::{Lsn, TimelineId};
 
 use progress::{Outcome, Progress, Step};
@@ -37,7 +37,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often a hole that could not be filled is tried again.
 const HOLE_PAUSE: Duration = Duration::from_secs(15);
 /// Regions that are filled from others at once: each takes memory beside the queue.
-pub(super) const REPAIRS_AT_ONCE: usize = 1;
+pub(super) const REPAIRS_AT_ONCE: usize = 2;
+/// How much is copied before another region may have its turn, in bytes.
+const COPY_AT_ONCE: u64 = 256 << 20;
 
 /// What an uploader works with.
 #[derive(Clone)]
@@ -51,6 +53,8 @@ pub(super) struct Uploader {
     pub(super) state: ArchiveState,
     pub(super) context: PieceContext,
     pub(super) lineage: Lineage,
+    /// Whether any region holds the lineage.
+    pub(super) is_established: bool,
     /// Whether the region may be filled although it holds no lineage and others do.
     pub(super) may_begin: bool,
     /// The timelines before this one and where each ends: the region must have them up to there
@@ -186,7 +190,9 @@ impl Uploader {
             let uploader = self.clone();
             running.tasks.spawn(async move { Done::Looked(uploader.look(look).await) });
         }
-        if let Some(folder) = running.upkeep.next_finished() {
+        if let Some(folder) =
+            running.upkeep.next_finished(&running.progress).filter(|_| running.older_hole.is_none())
+        {
             let uploader = self.clone();
             running.tasks.spawn(async move {
                 Done::RolledUp(folder, uploader.roll_up(folder.0, folder.1).await)
@@ -275,6 +281,15 @@ impl Uploader {
                     }
                     running.mend_at = Instant::now();
                 }
+                Finding::Damaged(key) => {
+                    let alarm = format!(
+                        "region {}: {key} does not hold what was stored; \"pgkeep repair --deep\" replaces it",
+                        self.region.name()
+                    );
+                    if self.state.alarm(alarm.clone()) {
+                        tracing::error!("{alarm}");
+                    }
+                }
                 Finding::Foreign(key) => {
                     let name = self.region.name();
                     let alarm = format!(
@@ -315,7 +330,10 @@ impl Uploader {
         let key = piece.name.key();
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.region.put_once(&key, piece.body.clone()).await {
+            let Some(outcome) = self.put_while_held(sequence, &key, piece).await else {
+                return Outcome::Dropped;
+            };
+            match outcome {
                 Ok(put) => {
                     self.state.worked(self.index);
                     return Outcome::Stored(put);
@@ -328,24 +346,61 @@ impl Uploader {
         }
     }
 
+    /// Stores a piece unless the queue drops it meanwhile: what hangs must not keep its memory.
+    async fn put_while_held(
+        &self,
+        sequence: u64,
+        key: &str,
+        piece: &Piece,
+    ) -> Option<Result<Put, StoreError>> {
+        let put = self.region.put_once(key, piece.body.clone());
+        tokio::pin!(put);
+        loop {
+            let changed = self.backlog.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.backlog.holds(sequence) {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                outcome = &mut put => return Some(outcome),
+                () = changed => {}
+            }
+        }
+    }
+
     /// Copies `[from, to)` from other regions, byte for byte; tries again while the region itself
     /// fails.
     async fn copy(&self, timeline: TimelineId, from: Lsn, to: Lsn) -> Result<Copied, StoreError> {
-        let Ok(_permit) = self.repairs.acquire().await else {
-            return Err(self.region.damaged("wal", "repairing has ended"));
-        };
         tracing::info!(region = self.region.name(), %timeline, %from, %to, "copying WAL from other regions");
         self.state.set_repairing(self.index, true);
         let segment_size = self.context.format.segment_size;
-        let range = WalRange { timeline, segment_size, from, to };
+        let mut all = Copied { reached: from, pieces: Vec::new(), failure: None };
         let mut pause = FIRST_PAUSE;
         let mut attempts = 0;
         let outcome = loop {
+            let end = to.min(all.reached.advance(COPY_AT_ONCE));
+            let range = WalRange { timeline, segment_size, from: all.reached, to: end };
+            // Given back while it is waited: one region must not hold up the repair of another.
+            let permit = self.repairs.acquire().await;
             let copied = copy_wal(&self.others, &self.region, range, &self.context.key).await;
-            attempts += 1;
+            drop(permit);
             match copied {
-                Err(error) if attempts < COPY_ATTEMPTS => self.failed(&error, &mut pause).await,
-                outcome => break outcome,
+                Ok(copied) => {
+                    attempts = 0;
+                    all.reached = copied.reached;
+                    all.pieces.extend(copied.pieces);
+                    all.failure = copied.failure;
+                    if all.reached < end || all.reached >= to {
+                        break Ok(all);
+                    }
+                }
+                Err(error) if attempts < COPY_ATTEMPTS => {
+                    attempts += 1;
+                    self.failed(&error, &mut pause).await;
+                }
+                Err(error) => break Err(error),
             }
         };
         self.state.set_repairing(self.index, false);

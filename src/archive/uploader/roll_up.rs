@@ -4,7 +4,9 @@
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::Uploader;
-use crate::repo::{Coverage, PieceName, build_roll_up, log_folder, parse_index_name};
+use crate::repo::{
+    Coverage, PieceName, build_roll_up, log_folder, parse_index_name, timeline_folder,
+};
 use crate::store::{StoreError, piece_metadata};
 use crate::wal::{SegmentName, TimelineId};
 
@@ -12,6 +14,12 @@ use crate::wal::{SegmentName, TimelineId};
 const READS_AT_ONCE: usize = 8;
 
 impl Uploader {
+    /// Whether the timeline's WAL begins in this folder.
+    async fn is_first_folder(&self, timeline: TimelineId, log: u32) -> Result<bool, StoreError> {
+        let (folders, _) = self.region.list_folder(&timeline_folder(timeline)).await?;
+        Ok(folders.first().is_none_or(|first| *first >= format!("{log:08X}")))
+    }
+
     /// Writes the roll-up of a folder, unless it is there or the folder has holes.
     pub(super) async fn roll_up(&self, timeline: TimelineId, log: u32) -> Result<(), StoreError> {
         let size = self.context.format.segment_size;
@@ -27,7 +35,10 @@ impl Uploader {
             return Ok(());
         };
         let end = size.start_of(end);
-        if coverage.contiguous_end(start) < end {
+        let first = SegmentName { segment: 0, log, timeline };
+        let begins = size.number(first).map(|number| size.start_of(number));
+        let is_first = self.is_first_folder(timeline, log).await?;
+        if coverage.contiguous_end(start) < end || (begins != Some(start) && !is_first) {
             return Ok(());
         }
         let parts = coverage.cover(start, end);

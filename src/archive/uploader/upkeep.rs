@@ -16,10 +16,12 @@ use super::super::piece::Piece;
 use super::{Progress, Uploader};
 use crate::repo::{Coverage, PieceName, log_folder};
 use crate::store::{FailureKind, Put, StoreError, read_cover, read_piece};
-use crate::wal::{Lsn, TimelineId};
+use crate::wal::{Lsn, SegmentName, TimelineId};
 
 /// Looks are at least this far apart.
 const SPACING: Duration = Duration::from_secs(2);
+/// How long it is waited after a look that failed.
+const ERROR_PAUSE: Duration = Duration::from_secs(60);
 /// So many pieces are stored before the region is asked whether it has them.
 const LOOK_AFTER: usize = 64;
 /// Of so many pieces, one is read back.
@@ -41,6 +43,8 @@ pub(super) struct Upkeep {
     /// have been compressed otherwise.
     unseen: BTreeMap<PieceName, Option<u64>>,
     suspects: BTreeSet<PieceName>,
+    /// Told already.
+    foreign: BTreeSet<PieceName>,
     /// Small pieces can be removed.
     has_covered: bool,
     since_sample: u32,
@@ -76,6 +80,8 @@ pub(super) struct Look {
 pub(super) enum Finding {
     /// WAL that was stored is not there: this range, this object.
     Lost(Lsn, Lsn, String),
+    /// An object does not hold what was stored.
+    Damaged(String),
     /// An object holds other WAL than this archiver's.
     Foreign(String),
 }
@@ -92,6 +98,8 @@ pub(super) struct Report {
     unknown: Vec<PieceName>,
     /// Of somebody else, with the same WAL.
     same: Vec<PieceName>,
+    /// Of somebody else, with other WAL.
+    foreign: Vec<PieceName>,
     pub(super) findings: Vec<Finding>,
     pub(super) error: Option<StoreError>,
 }
@@ -109,6 +117,7 @@ impl Upkeep {
             own: known,
             unseen: BTreeMap::new(),
             suspects: BTreeSet::new(),
+            foreign: BTreeSet::new(),
             since_sample: 0,
             sample: None,
             looking: false,
@@ -156,7 +165,9 @@ impl Upkeep {
     pub(super) fn next_due(&self, progress: &Progress) -> Option<Instant> {
         let wanted = self.has_covered && !progress.small.is_empty();
         let wanted = wanted || self.comparable(progress).next().is_some();
-        self.last.filter(|_| wanted && !self.looking).map(|last| last + SPACING)
+        self.last
+            .filter(|_| wanted && !self.looking && !progress.is_copying())
+            .map(|last| last + SPACING)
     }
 
     fn comparable(&self, progress: &Progress) -> impl Iterator<Item = PieceName> {
@@ -226,6 +237,14 @@ impl Upkeep {
     /// A look has ended.
     pub(super) fn looked(&mut self, report: Report, progress: &mut Progress) {
         self.looking = false;
+        if report.error.is_some() {
+            // A store that refuses is not asked every other moment.
+            self.last = Some(Instant::now() + ERROR_PAUSE);
+        }
+        for name in &report.foreign {
+            self.suspects.remove(name);
+            self.foreign.insert(*name);
+        }
         for name in report.seen.iter().chain(&report.vanished) {
             self.unseen.remove(name);
         }
@@ -241,7 +260,7 @@ impl Upkeep {
             self.own.insert(*name);
         }
         for name in &report.unknown {
-            if !self.own.contains(name) && !progress.is_copying() {
+            if !self.own.contains(name) && !self.foreign.contains(name) && !progress.is_copying() {
                 self.suspects.insert(*name);
             }
         }
@@ -270,8 +289,16 @@ impl Upkeep {
     }
 
     /// The next folder to be rolled up; it is not given again unless that fails.
-    pub(super) fn next_finished(&mut self) -> Option<Folder> {
-        let folder = self.finished.pop_first()?;
+    pub(super) fn next_finished(&mut self, progress: &Progress) -> Option<Folder> {
+        let size = progress.segment_size();
+        let folder = *self.finished.first()?;
+        let next = SegmentName { timeline: folder.0, log: folder.1 + 1, segment: 0 };
+        // Behind an open hole nothing may say that it is whole.
+        let end = size.start_of(size.number(next)?);
+        if end > progress.frontier() {
+            return None;
+        }
+        self.finished.remove(&folder);
         self.rolled_up.insert(folder);
         Some(folder)
     }
@@ -362,13 +389,16 @@ impl Uploader {
             Err(error) if error.kind == FailureKind::NotFound => false,
             Err(error) => return Err(error),
         };
-        let size = self.context.format.segment_size;
-        if let (true, Some(from), Some(to)) =
-            (damaged, sample.name.start(size), sample.name.end(size))
-        {
-            // A later copy must find the name free.
-            self.region.delete(&key).await?;
-            report.findings.push(Finding::Lost(from, to, key));
+        if damaged {
+            // Another archiver may have compressed the same WAL otherwise.
+            match read_piece(&self.region, &sample.name, &self.context.key).await {
+                Err(error) if error.kind == FailureKind::Damaged => {
+                    report.findings.push(Finding::Damaged(key));
+                }
+                Err(error) if error.kind == FailureKind::NotFound => {}
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
         }
         Ok(())
     }
@@ -397,6 +427,7 @@ impl Uploader {
         let ours = read_cover(&self.region, &own, size, key, from, to).await?;
         let length = ours.len().min(theirs.len());
         if ours[..length] != theirs[..length] {
+            report.foreign.push(*suspect);
             report.findings.push(Finding::Foreign(suspect.key()));
         } else if length == theirs.len() {
             report.same.push(*suspect);
