@@ -188,4 +188,20 @@ mod tests {
         assert_eq!(config.regions.len(), 2);
         assert_eq!(config.regions[1].url, "file:///x \"y\"");
     }
+
+    #[test]
+    fn what_stands_in_comments_is_the_default() {
+        let text = render("orders", "host=db1", &[("eu".to_owned(), "s3://a/b".to_owned())]);
+        let uncommented: Vec<&str> = text
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(key) if key.starts_with('[') || key.contains(" = ") => key,
+                _ => line,
+            })
+            .collect();
+        let read = |text: &str| Config::parse(text, std::path::Path::new("x")).unwrap();
+        let all = uncommented.join("\n");
+        assert!(all.contains("\non_gap = "), "{all}");
+        assert_eq!(format!("{:?}", read(&all)), format!("{:?}", read(&text)));
+    }
 }
