@@ -92,7 +92,7 @@ pub struct ArchiveReport {
     pub wal_end: Lsn,
     /// What the durability policy makes of the regions.
     pub durable_lsn: Lsn,
-    /// Whether the durability policy has given way (`wal.max_hold`).
+    /// Whether the durability policy has given way (`wal.max_hold_bytes`, `wal.max_hold_time`).
     pub has_fallen_back: bool,
     /// What an operator must look into, until the next restart.
     pub alarms: Vec<String>,

@@ -131,14 +131,26 @@ fn render(name: &str, conninfo: &str, regions: &[(String, String)]) -> String {
          # libpq's format. Name all servers that may be primary, with target_session_attrs=read-write.\n\
          conninfo = {}\n\
          # The physical replication slot; it is created when it does not exist.\n\
-         slot = \"pgkeep\"\n\n\
+         slot = \"pgkeep\"\n\
+         # Whether WAL may be archived from a standby.\n\
+         # allow_standby = false\n\n\
          [wal]\n\
          # How old WAL may get before it is stored; \"0s\": continuously.\n\
          flush_interval = \"5s\"\n\
          # When the server may forget WAL: once \"any\", a \"majority\" or \"all\" regions have it.\n\
          durability = \"any\"\n\
+         # What \"majority\" and \"all\" may make the server hold for regions that do not answer, before one\n\
+         # region is enough again. Never in synchronous mode.\n\
+         # max_hold_bytes = \"16GiB\"\n\
+         # max_hold_time = \"1h\"\n\
+         # When WAL is lost for the archive: \"backup\" takes a base backup at once, \"alarm\" only says so.\n\
+         # on_gap = \"backup\"\n\
+         # zstd's level; the lowest are the fastest.\n\
+         # compression_level = 1\n\
          # Memory for WAL on its way.\n\
-         memory_limit = \"128MiB\"\n",
+         memory_limit = \"128MiB\"\n\
+         # How often the archiver leaves a sign of life in each region.\n\
+         # alive_interval = \"60s\"\n",
         quoted(name),
         quoted(conninfo)
     );
@@ -147,7 +159,11 @@ fn render(name: &str, conninfo: &str, regions: &[(String, String)]) -> String {
         text.push_str(&format!("[[region]]\nname = {}\nurl = {}\n\n", quoted(region), quoted(url)));
     }
     text.push_str(
-        "[objectives]\n\
+        "# [backup]\n\
+         # compression_level = 1\n\
+         # How long a backup waits for its WAL to be in a region.\n\
+         # wal_timeout = \"5m\"\n\n\
+         [objectives]\n\
          # How much may be lost, and how long a recovery may take.\n\
          rpo = \"15m\"\n\
          rto = \"1h\"\n\n\
@@ -171,5 +187,21 @@ mod tests {
         assert_eq!(config.cluster.conninfo, "host='a b' password=\"x\"");
         assert_eq!(config.regions.len(), 2);
         assert_eq!(config.regions[1].url, "file:///x \"y\"");
+    }
+
+    #[test]
+    fn what_stands_in_comments_is_the_default() {
+        let text = render("orders", "host=db1", &[("eu".to_owned(), "s3://a/b".to_owned())]);
+        let uncommented: Vec<&str> = text
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(key) if key.starts_with('[') || key.contains(" = ") => key,
+                _ => line,
+            })
+            .collect();
+        let read = |text: &str| Config::parse(text, std::path::Path::new("x")).unwrap();
+        let all = uncommented.join("\n");
+        assert!(all.contains("\non_gap = "), "{all}");
+        assert_eq!(format!("{:?}", read(&all)), format!("{:?}", read(&text)));
     }
 }

@@ -88,9 +88,10 @@ pub struct WalConfig {
     pub flush_interval: Span,
     /// When WAL counts as safe.
     pub durability: Durability,
-    /// WAL that the slot may be made to hold for regions that `durability` waits for.
+    /// How much WAL that some region has `majority` and `all` may make the slot hold for the others,
+    /// before they give way to `any`; no limit while commits wait for the archiver.
     pub max_hold_bytes: ByteSize,
-    /// How long `durability` waits for a region that takes nothing.
+    /// For how long.
     pub max_hold_time: Span,
     /// What to do when WAL is lost for the archive.
     pub on_gap: OnGap,

@@ -61,3 +61,29 @@ fn spans_and_sizes_are_read_as_people_write_them() {
         assert!(text.parse::<Span>().is_err(), "{text}");
     }
 }
+
+/// All settings that have defaults, as text.
+fn defaults_of(config: &Config) -> String {
+    let Config { wal, backup, objectives, http, .. } = config;
+    format!("{wal:?} {backup:?} {objectives:?} {http:?}")
+}
+
+// The README promises all keys with their defaults.
+#[test]
+fn the_readme_tells_every_key_and_its_default() {
+    let readme = include_str!("../../README.md");
+    let at = readme.find("```toml\n[cluster]").unwrap() + "```toml\n".len();
+    let text = &readme[at..at + readme[at..].find("```").unwrap()];
+    let told = parse(text).unwrap();
+    assert_eq!(defaults_of(&told), defaults_of(&parse(SMALLEST).unwrap()));
+    assert_eq!((told.cluster.slot.as_str(), told.cluster.allow_standby), ("pgkeep", false));
+    // The parser names every key that it knows when it meets one that it does not.
+    for section in ["cluster", "wal", "backup", "objectives", "http"] {
+        let wrong = text.replace(&format!("[{section}]\n"), &format!("[{section}]\nno_key = 1\n"));
+        let error = parse(&wrong).unwrap_err();
+        let known = error.split("expected").nth(1).unwrap();
+        for key in known.split('`').skip(1).step_by(2) {
+            assert!(text.contains(&format!("\n{key} = ")), "README: no {key} in [{section}]");
+        }
+    }
+}
