@@ -156,7 +156,9 @@ impl Upkeep {
     pub(super) fn next_due(&self, progress: &Progress) -> Option<Instant> {
         let wanted = self.has_covered && !progress.small.is_empty();
         let wanted = wanted || self.comparable(progress).next().is_some();
-        self.last.filter(|_| wanted && !self.looking).map(|last| last + SPACING)
+        // While WAL is copied nothing is looked at; the end of the copy wakes by itself.
+        let possible = wanted && !self.looking && !progress.is_copying();
+        self.last.filter(|_| possible).map(|last| last + SPACING)
     }
 
     fn comparable(&self, progress: &Progress) -> impl Iterator<Item = PieceName> {
