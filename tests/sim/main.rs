@@ -37,8 +37,10 @@ mod watch;
 mod wire;
 mod world;
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use scenario::{Outcome, simulate};
 
@@ -46,6 +48,8 @@ const THREADS: usize = 2;
 const DEFAULT_SEEDS: u64 = 1000;
 /// After so many seeds that failed the rest tells nothing new.
 const MOST_FAILURES: usize = 10;
+/// A seed takes a fraction of a second.
+const STUCK_AFTER: Duration = Duration::from_secs(120);
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -62,27 +66,57 @@ fn archives_survive_whatever_the_seeds_bring() {
     let end = first + number("PGKEEP_SIM_SEEDS").unwrap_or(DEFAULT_SEEDS);
     let next = AtomicU64::new(first);
     let outcomes: Mutex<Vec<(u64, Outcome)>> = Mutex::new(Vec::new());
+    let running: Mutex<BTreeMap<u64, Instant>> = Mutex::new(BTreeMap::new());
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let failures = |outcomes: &[(u64, Outcome)]| {
-                        outcomes.iter().filter(|one| !one.1.violations.is_empty()).count()
-                    };
-                    if seed >= end || failures(&outcomes.lock().unwrap()) >= MOST_FAILURES {
-                        return;
-                    }
-                    if std::env::var_os("PGKEEP_SIM_PROGRESS").is_some() {
-                        eprintln!("seed {seed}");
-                    }
-                    let outcome = simulate(seed, false);
-                    outcomes.lock().unwrap().push((seed, outcome));
-                }
-            });
+        let workers: Vec<_> = (0..THREADS)
+            .map(|_| scope.spawn(|| run_seeds(&next, end, &outcomes, &running)))
+            .collect();
+        scope.spawn(|| watch_for_busy_loops(&running, &done));
+        for worker in workers {
+            worker.join().unwrap();
         }
+        done.store(true, Ordering::Relaxed);
     });
     report(outcomes.into_inner().unwrap());
+}
+
+fn run_seeds(
+    next: &AtomicU64,
+    end: u64,
+    outcomes: &Mutex<Vec<(u64, Outcome)>>,
+    running: &Mutex<BTreeMap<u64, Instant>>,
+) {
+    loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        let failed = |one: &&(u64, Outcome)| !one.1.violations.is_empty();
+        let failures = outcomes.lock().unwrap().iter().filter(failed).count();
+        if seed >= end || failures >= MOST_FAILURES {
+            return;
+        }
+        running.lock().unwrap().insert(seed, Instant::now());
+        let mut outcome = simulate(seed, false);
+        running.lock().unwrap().remove(&seed);
+        // What is not looked at any more would fill the memory.
+        outcome.lines = Vec::new();
+        outcomes.lock().unwrap().push((seed, outcome));
+    }
+}
+
+/// Whoever runs without ever waiting stops virtual time: nothing inside the simulation can notice.
+fn watch_for_busy_loops(running: &Mutex<BTreeMap<u64, Instant>>, done: &AtomicBool) {
+    while !done.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(200));
+        let stuck: Vec<u64> = {
+            let running = running.lock().unwrap();
+            let stuck = running.iter().filter(|(_, since)| since.elapsed() > STUCK_AFTER);
+            stuck.map(|(seed, _)| *seed).collect()
+        };
+        if !stuck.is_empty() {
+            eprintln!("seeds {stuck:?} stand still: something runs without ever waiting");
+            std::process::exit(101);
+        }
+    }
 }
 
 /// Prints what all seeds did, and fails with those that broke something.

@@ -100,9 +100,6 @@ impl Plan {
         if dice.percent(15) {
             plan.slot_limit = Some(dice.between(2, 4) << 20);
             plan.keep = 1 << 20;
-            if !known::gaps_stop_repairs() {
-                plan.regions.truncate(1);
-            }
         }
         for _ in 0..dice.between(1, 8) {
             let at = Duration::from_millis(dice.below(end.as_millis() as u64));
@@ -116,7 +113,7 @@ impl Plan {
         let archiver = dice.below(1 + u64::from(self.spare)) as usize;
         let back = seconds(dice, 0, 10);
         let fork_at = *dice.pick(&[8, 8, 8192, 1 << 20]);
-        let forks = self.hosts > 1 && (self.slot_limit.is_none() || known::gaps_before_forks());
+        let forks = self.hosts > 1;
         let step = match dice.below(100) {
             0..40 => {
                 let region = dice.below(self.regions.len() as u64) as usize;

@@ -11,12 +11,10 @@ use pgkeep::wal::Lsn;
 
 use crate::dice::Dice;
 use crate::invariants::CLUSTER;
-use crate::known;
 use crate::plan::{Plan, Step};
 use crate::process::{self, CLONE, Process};
 use crate::servers::Load;
 use crate::store::{Faults, RegionData};
-use crate::wal::SEGMENT;
 use crate::watch::Watch;
 use crate::world::{HostState, Network, Sim};
 
@@ -235,13 +233,10 @@ impl Scenario {
             regions.map(|region| world.ledger.frontier(region, &world.wal, 1)).collect()
         };
         let furthest = ends.into_iter().max().unwrap_or(Lsn::INVALID);
-        // The first records are the same in both.
-        let at_boundary = furthest.0 % SEGMENT < 16 << 10;
-        if furthest == Lsn::INVALID || at_boundary && !known::clones_at_boundaries() {
+        // The first records are the same in both, and tell nothing.
+        let begin = self.sim.world().wal.start(1);
+        if furthest <= begin.advance(16 << 10) {
             return;
-        }
-        if !known::clones_at_boundaries() {
-            self.load.rest_until(self.sim.now() + CLONE_LIFE);
         }
         self.started += 1;
         let process =
@@ -335,7 +330,7 @@ impl Scenario {
             }
             Later::Rejoin(host) => self.sim.change(|world| world.rejoin(host)),
             Later::ForceDown { host, epoch } => {
-                if epoch != u64::MAX && known::stalled_receivers_hold_shutdowns() {
+                if epoch != u64::MAX {
                     self.sim.violated("I9", "a shutdown was held up until it was forced");
                 }
                 self.sim.change(|world| world.go_down(host, true));
@@ -419,9 +414,7 @@ impl Scenario {
             self.tick(false).await;
         }
         let archivers = self.archivers.len() as u64;
-        let of_spares =
-            if self.plan.spare { IDLE.as_secs() * known::spares_say_alive() } else { 0 };
-        let allowed = (IDLE.as_secs() / 60 + 1) * archivers + of_spares;
+        let allowed = (IDLE.as_secs() / 60 + 1) * archivers;
         for (region, before) in self.sim.regions.iter().zip(before) {
             let requests = region.state().requests - before;
             if requests > allowed {

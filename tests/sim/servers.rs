@@ -20,11 +20,6 @@ impl Load {
         Load { until: Duration::ZERO, bytes: 0, written: 0 }
     }
 
-    /// Nobody writes until then.
-    pub fn rest_until(&mut self, until: Duration) {
-        (self.until, self.bytes) = (until, 0);
-    }
-
     /// A tick of bursts, trickles and idle spells.
     pub fn tick(&mut self, now: Duration, dice: &mut Dice, plan: &Plan, world: &mut World) {
         if now >= self.until {

@@ -2,9 +2,10 @@
 //! may be written differently tomorrow. What is not understood is answered with nothing, and said
 //! loudly in the trace.
 
-use pgkeep::wal::Lsn;
+use pgkeep::wal::{Lsn, SegmentSize, TimelineId};
 
 use crate::server::{Connection, lsn};
+use crate::wal::{SEGMENT, SYSTEM_ID};
 use crate::wire;
 use crate::world::Slot;
 
@@ -56,17 +57,22 @@ impl Connection {
         wire::ready(&mut self.output);
     }
 
+    /// Names and positions stand between quotes, in whatever order.
     fn advance_slot(&mut self, sql: &str) {
-        let parts: Vec<&str> = sql.split('\'').collect();
-        let (name, to) = (parts.get(1).copied(), parts.get(3).map_or(Lsn::INVALID, |t| lsn(t)));
+        let quoted: Vec<&str> = sql.split('\'').skip(1).step_by(2).collect();
+        let to = quoted.iter().find(|text| text.contains('/')).map_or(Lsn::INVALID, |t| lsn(t));
+        let name = quoted.iter().find(|text| !text.contains('/')).copied();
         let known = self.sim.change(|world| {
             let flushed = world.hosts[self.host].flushed;
             let slot = world.hosts[self.host].slots.get_mut(name.unwrap_or_default());
-            slot.map(|slot| slot.restart = slot.restart.max(Some(to.min(flushed)))).is_some()
+            slot.map(|slot| {
+                slot.restart = slot.restart.max(Some(to.min(flushed)));
+                wire::value(slot.restart.unwrap_or(to))
+            })
         });
         match known {
-            true => wire::rows(&mut self.output, 1, &[vec![wire::value(to)]], "SELECT 1"),
-            false => wire::error(&mut self.output, "ERROR", "42704", "the slot does not exist"),
+            Some(at) => wire::rows(&mut self.output, 1, &[vec![at]], "SELECT 1"),
+            None => wire::error(&mut self.output, "ERROR", "42704", "the slot does not exist"),
         }
     }
 
@@ -108,6 +114,7 @@ impl Connection {
         let flag = |on: bool| wire::value(if on { "t" } else { "f" });
         if let Some((name, slot)) = slot {
             return match () {
+                () if has("from ") || has("()") => self.server_expression(sql, expression),
                 () if has("slot_type") => wire::value("physical"),
                 () if has("application_name") => slot.active.and_then(|_| wire::value("pgkeep")),
                 () if has("active_pid") => slot.active.and_then(wire::value),
@@ -120,6 +127,13 @@ impl Connection {
                 () => self.unknown(sql, expression),
             };
         }
+        self.server_expression(sql, expression)
+    }
+
+    /// What does not depend on a slot.
+    fn server_expression(&self, sql: &str, expression: &str) -> Option<bytes::Bytes> {
+        let has = |word: &str| expression.contains(word);
+        let flag = |on: bool| wire::value(if on { "t" } else { "f" });
         let (standby, flushed, timeline, limit) = {
             let world = self.sim.world();
             let host = &world.hosts[self.host];
@@ -128,16 +142,36 @@ impl Connection {
         match () {
             () if has("pg_is_in_recovery") && expression.len() < 22 => flag(standby),
             () if has("clock_timestamp") => wire::value(1_795_000_000_000_000_u64),
+            () if has("safe_wal_size") => None,
             () if has("_lsn") => wire::value(flushed),
             () if has("timeline") => wire::value(timeline),
             () if has("max_slot_wal_keep_size") => {
                 wire::value(limit.map_or(-1, |limit| (limit >> 20) as i64))
             }
             () if has("synchronous_standby_names") => wire::value(""),
+            () if has("synchronous_commit") => wire::value("on"),
+            () if has("system_identifier") => wire::value(SYSTEM_ID),
+            () if has("name") && sql.contains("pg_ls_waldir") => self.oldest_file(sql),
             () if has("server_version") => wire::value("17.6"),
             () if expression == "1" => wire::value(1),
             () => self.unknown(sql, expression),
         }
+    }
+
+    /// The first file in `pg_wal` whose name begins with the timeline in the statement.
+    fn oldest_file(&self, sql: &str) -> Option<bytes::Bytes> {
+        let digits =
+            sql.split(['^', '\'']).find(|text| text.len() >= 8 && text.starts_with("0000"));
+        let timeline = u32::from_str_radix(digits?.get(..8)?, 16).ok()?;
+        let world = self.sim.world();
+        let host = &world.hosts[self.host];
+        let wal = world.wal_of(self.host);
+        let on_path = wal.path(host.timeline).into_iter().find(|step| step.0 == timeline)?;
+        let first = host.oldest.max(wal.start(timeline));
+        let size = SegmentSize::new(SEGMENT).ok()?;
+        let exists = on_path.2.is_none_or(|end| first < end);
+        let name = size.name(TimelineId(timeline), size.segment_of(first));
+        exists.then(|| wire::value(name)).flatten()
     }
 
     fn unknown(&self, sql: &str, expression: &str) -> Option<bytes::Bytes> {

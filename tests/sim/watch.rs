@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use pgkeep::wal::Lsn;
 
-use crate::known;
 use crate::process::{Death, Process};
 use crate::store::Faults;
 use crate::world::{HostState, Network, Sim};
@@ -30,8 +29,6 @@ pub struct Watch {
     last: Option<(usize, u32, u64)>,
     last_starts: u64,
     late: Vec<bool>,
-    /// When a region last hung.
-    hung: Option<Duration>,
     pub stopping: Vec<(Duration, Process)>,
 }
 
@@ -45,7 +42,6 @@ impl Watch {
             last: None,
             last_starts: 0,
             late: vec![false; regions],
-            hung: None,
             stopping: Vec::new(),
         }
     }
@@ -54,17 +50,9 @@ impl Watch {
     pub fn look(&mut self, sim: &Sim, archiving: bool, starts: u64) {
         let now = sim.now();
         for (region, healthy) in sim.regions.iter().zip(&mut self.healthy) {
-            let faults = region.state().faults;
-            if faults != Faults::NONE {
+            if region.state().faults != Faults::NONE {
                 *healthy = now;
             }
-            if faults.hang > 0 {
-                self.hung = Some(now);
-            }
-        }
-        let after_hang = known::hangs_stall_sessions();
-        if self.hung.is_some_and(|hung| now < hung + after_hang) {
-            self.undisturbed = now;
         }
         let mut late = Vec::new();
         {
