@@ -16,6 +16,7 @@ pub mod config;
 pub mod jitter;
 pub mod offload;
 pub mod pg;
+pub mod progress;
 pub mod repo;
 pub mod restore;
 pub mod serve;

@@ -15,7 +15,6 @@ mod take;
 mod tar;
 mod wal;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::archive::ArchiveError;
@@ -23,6 +22,7 @@ use crate::pg::PgError;
 use crate::repo::BackupInfo;
 use crate::store::StoreError;
 
+pub use crate::progress::Progress;
 pub use after_gap::back_up_after_gaps;
 pub use take::{BackupRequest, take_backup};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
@@ -38,30 +38,6 @@ pub struct BackupOutcome {
     pub failures: Vec<StoreError>,
     /// How long it took.
     pub elapsed: Duration,
-}
-
-/// How far long work has come: bytes, for whoever shows it.
-#[derive(Debug, Default)]
-pub struct Progress {
-    done: AtomicU64,
-    total: AtomicU64,
-}
-
-impl Progress {
-    /// So many more bytes are done.
-    pub fn add(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// So many bytes are to be done.
-    pub fn set_total(&self, bytes: u64) {
-        self.total.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes done and to be done; 0 to be done: not known.
-    pub fn get(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
-    }
 }
 
 /// Why a backup failed.

@@ -5,6 +5,7 @@ use crate::backup::BackupError;
 use crate::config::ConfigError;
 use crate::pg::PgError;
 use crate::restore::{PlanError, RestoreError};
+use crate::store::repair::RepairError;
 use crate::store::{ReadError, StoreError};
 
 /// The exit codes; `wal-fetch` has its own.
@@ -79,6 +80,19 @@ impl From<ReadError> for CliError {
     fn from(error: ReadError) -> CliError {
         let exit = if error.is_damage() { Exit::Integrity } else { Exit::Failed };
         CliError::new(exit, error.to_string())
+    }
+}
+
+impl From<RepairError> for CliError {
+    fn from(error: RepairError) -> CliError {
+        let message = error.to_string();
+        match error {
+            RepairError::Read(error) => error.into(),
+            RepairError::NoArchive => CliError::new(Exit::Failed, message)
+                .hint("check cluster.name, the regions' URLs and --lineage"),
+            RepairError::Disagreement { .. } => CliError::new(Exit::Diverged, message)
+                .hint("one of the two folders was not written by this cluster's archiver"),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod init;
 mod list;
 mod logging;
 mod output;
+mod repair;
 mod restore;
 mod run;
 mod slot;
@@ -56,6 +57,8 @@ pub enum Command {
     List(list::Args),
     /// Tell where the archive stands, region by region
     Status(status::Args),
+    /// Make every region hold what any region holds
+    Repair(repair::Args),
     /// Show, create or drop the replication slots
     Slot(slot::Args),
     /// Restore a data directory to any moment
@@ -74,6 +77,7 @@ pub async fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Backup(args) => backup::run(&context, args).await,
         Command::List(args) => list::run(&context, args).await,
         Command::Status(args) => status::run(&context, args).await,
+        Command::Repair(args) => repair::run(&context, args).await,
         Command::Slot(args) => slot::run(&context, args).await,
         Command::Restore(args) => restore::run(&context, args).await,
         Command::WalFetch(args) => wal_fetch::run(&context, args).await,

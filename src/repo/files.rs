@@ -137,6 +137,17 @@ pub struct FileIndexSummary {
     pub first_paths: Vec<String>,
 }
 
+impl FileIndexSummary {
+    fn of(container: &Container) -> Result<FileIndexSummary, FileIndexError> {
+        let summary: FileIndexSummary = serde_json::from_slice(&container.trailer().metadata)
+            .map_err(|error| damaged(format!("its metadata cannot be read: {error}")))?;
+        if summary.format > FORMAT_VERSION {
+            return Err(ContainerError::Newer(summary.format.min(255) as u8).into());
+        }
+        Ok(summary)
+    }
+}
+
 /// Why a file index cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileIndexError {
@@ -204,11 +215,7 @@ impl FileIndex {
     /// When anything in it is damaged: a frame, a record, an extent that points nowhere.
     pub fn decode(bytes: Bytes) -> Result<FileIndex, FileIndexError> {
         let container = Container::open(bytes)?;
-        let summary: FileIndexSummary = serde_json::from_slice(&container.trailer().metadata)
-            .map_err(|error| damaged(format!("its metadata cannot be read: {error}")))?;
-        if summary.format > FORMAT_VERSION {
-            return Err(ContainerError::Newer(summary.format.min(255) as u8).into());
-        }
+        let summary = FileIndexSummary::of(&container)?;
         let mut index = FileIndex::default();
         for frame in 0..container.trailer().frames.len() {
             let raw = container.frame(frame)?;
@@ -227,6 +234,29 @@ impl FileIndex {
         }
         index.check()?;
         Ok(index)
+    }
+
+    /// Reads only which packs the object names: their records come first, and the files, of which
+    /// there may be millions, are not held.
+    ///
+    /// # Errors
+    /// When the frames that name the packs are damaged.
+    pub fn decode_packs(bytes: Bytes) -> Result<Vec<PackEntry>, FileIndexError> {
+        let container = Container::open(bytes)?;
+        let summary = FileIndexSummary::of(&container)?;
+        let frames = container.trailer().frames.len().min(summary.pack_frames);
+        let mut packs = Vec::new();
+        for frame in 0..frames {
+            let raw = container.frame(frame)?;
+            let mut rest = raw.as_slice();
+            while !rest.is_empty() {
+                packs.push(take_pack(&mut rest).ok_or_else(|| damaged("a pack record"))?);
+            }
+        }
+        if packs.len() != summary.packs {
+            return Err(damaged("records are missing"));
+        }
+        Ok(packs)
     }
 
     fn take_file(&mut self, rest: &mut &[u8]) -> Result<(), FileIndexError> {

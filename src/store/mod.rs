@@ -17,6 +17,7 @@ mod open;
 mod patience;
 mod read;
 mod region;
+pub mod repair;
 mod upload;
 mod wal;
 mod write;

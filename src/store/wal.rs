@@ -42,7 +42,10 @@ pub async fn list_timelines(region: &Region) -> Result<Vec<TimelineId>, StoreErr
     Ok(folders.iter().filter_map(|name| TimelineId::from_hex8(name)).collect())
 }
 
-async fn list_logs(region: &Region, timeline: TimelineId) -> Result<Vec<u32>, StoreError> {
+pub(super) async fn list_logs(
+    region: &Region,
+    timeline: TimelineId,
+) -> Result<Vec<u32>, StoreError> {
     let (folders, _) = region.list_folder(&timeline_folder(timeline)).await?;
     let number = |name: &String| match name.len() {
         8 => u32::from_str_radix(name, 16).ok(),

@@ -22,6 +22,7 @@ mod ledger;
 mod main_path;
 mod region_faults;
 mod regions;
+mod repair;
 mod segments;
 mod server_faults;
 mod shapes;

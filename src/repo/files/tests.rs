@@ -117,3 +117,11 @@ proptest! {
         while !rest.is_empty() && take_pack(&mut rest).is_some() {}
     }
 }
+
+#[test]
+fn packs_alone_are_read_without_the_files() {
+    let bytes = small_index().encode().unwrap();
+    assert_eq!(FileIndex::decode_packs(bytes).unwrap(), small_index().packs);
+    let bytes = FileIndex::default().encode().unwrap();
+    assert_eq!(FileIndex::decode_packs(bytes).unwrap(), []);
+}
