@@ -84,11 +84,11 @@ def run(options):
         for cell, begin, end in zip(cells, first, last):
             cell.wal_rate = (end - begin) / (ended - began)
             cell.commits = cell.rate()
+        report(cells, counts, ended - began)
     finally:
         for cell in cells:
             base.end_server(cell.stage, cell.server)
         home.close()
-    report(cells, counts, ended - began)
 
 
 def count(seen, cells, began, ended):
