@@ -21,9 +21,11 @@ use crate::wal::{Lsn, SegmentName, TimelineId};
 /// Looks are at least this far apart.
 const SPACING: Duration = Duration::from_secs(2);
 /// How long it is waited after a look that failed.
-const ERROR_PAUSE: Duration = Duration::from_secs(60);
+const ERROR_PAUSE: Duration = Duration::from_secs(15);
 /// So many pieces are stored before the region is asked whether it has them.
 const LOOK_AFTER: usize = 64;
+/// … and so long after the last look at the latest: what a store took and lost must be known soon.
+const LOOK_PAUSE: Duration = Duration::from_secs(15);
 /// Of so many pieces, one is read back.
 const SAMPLE_EVERY: u32 = 64;
 /// How much of the sample is read.
@@ -165,9 +167,12 @@ impl Upkeep {
     pub(super) fn next_due(&self, progress: &Progress) -> Option<Instant> {
         let wanted = self.has_covered && !progress.small.is_empty();
         let wanted = wanted || self.comparable(progress).next().is_some();
-        self.last
-            .filter(|_| wanted && !self.looking && !progress.is_copying())
-            .map(|last| last + SPACING)
+        let pause = match (wanted, self.unseen.is_empty()) {
+            (true, _) => SPACING,
+            (false, false) => LOOK_PAUSE,
+            (false, true) => return None,
+        };
+        self.last.filter(|_| !self.looking && !progress.is_copying()).map(|last| last + pause)
     }
 
     fn comparable(&self, progress: &Progress) -> impl Iterator<Item = PieceName> {
@@ -201,7 +206,9 @@ impl Upkeep {
             (None, Some(suspect), _) => folder_of(suspect),
             (None, None, Some(folder)) if folder < newest => folder,
             (None, None, Some(folder))
-                if self.unseen.len() >= LOOK_AFTER || self.sample.is_some() =>
+                if self.unseen.len() >= LOOK_AFTER
+                    || self.sample.is_some()
+                    || self.last.is_none_or(|last| now >= last + LOOK_PAUSE) =>
             {
                 folder
             }
@@ -368,14 +375,14 @@ impl Uploader {
     ) -> Result<(), StoreError> {
         let standing: Vec<&PieceName> =
             listed.keys().filter(|name| look.own.contains(name) && !lost.contains(name)).collect();
-        for small in &look.small {
-            if standing.iter().any(|larger| larger.covers(small)) {
-                if listed.contains_key(small) {
-                    self.region.delete(&small.key()).await?;
-                }
-                report.removed.push(*small);
-            }
+        let covered = look.small.iter().filter(|small| standing.iter().any(|l| l.covers(small)));
+        let covered: Vec<PieceName> = covered.copied().collect();
+        let there = covered.iter().filter(|small| listed.contains_key(small));
+        let keys: Vec<String> = there.map(PieceName::key).collect();
+        for key in &keys {
+            self.region.delete(key).await?;
         }
+        report.removed.extend(covered);
         Ok(())
     }
 
