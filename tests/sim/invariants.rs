@@ -355,7 +355,7 @@ impl Sim {
         }
         let name = relative.rsplit('/').next().unwrap_or_default();
         if relative.starts_with("wal/") && parse_index_name(name).is_some() {
-            let read = read_roll_up(content.clone(), relative, &key);
+            let read = read_roll_up(content.clone(), relative, key);
             return read.map(drop).map_err(|error| error.to_string());
         }
         let known = relative == "lineage.json"
