@@ -131,7 +131,7 @@ fn a_full_disk_is_told_and_leaves_nothing_torn() {
     let mount =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&path).output();
     if !mount.is_ok_and(|mount| mount.status.success()) {
-        return eprintln!("SKIPPED: a_full_disk_is_told: this user cannot mount a small tmpfs");
+        return crate::skipped("a full disk", "this user cannot mount a small tmpfs");
     }
     let disk = SmallDisk(&path);
     let region = open_region(&spec(&format!("file://{}", path.display()), &[])).unwrap();
