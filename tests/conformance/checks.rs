@@ -30,7 +30,7 @@ pub async fn run(store: &Store) {
     characters(&within("characters")).await;
     match store.no_parts {
         None => uploads(&within("uploads")).await,
-        Some(reason) => crate::skipped("uploads", reason),
+        Some(reason) => crate::skipped(&format!("{}: uploads", store.name), reason),
     }
     concurrent_puts(&within("concurrent puts")).await;
 }
@@ -159,7 +159,7 @@ async fn listings(region: &Region, store: &Store) {
     match store.no_pages {
         None => assert_eq!(pages, 2, "1,237 objects, 1,000 in a page"),
         Some(reason) => {
-            crate::skipped("pages of listings", reason);
+            crate::skipped(&format!("{}: pages of listings", store.name), reason);
             assert_eq!(pages, 1);
         }
     }

@@ -24,7 +24,7 @@ pub async fn run(store: &Store) {
     busy(&within("busy"), plan).await;
     match store.no_parts {
         None => lost_end_of_upload(&within("lost end of upload"), plan).await,
-        Some(reason) => crate::skipped("lost end of upload", reason),
+        Some(reason) => crate::skipped(&format!("{}: lost end of upload", store.name), reason),
     }
     stalled_answer(&within("stalled answer"), plan).await;
 }
