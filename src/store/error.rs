@@ -5,8 +5,12 @@ use std::fmt;
 /// How much of what a store says is kept.
 const MESSAGE_CHARACTERS: usize = 600;
 /// What the library says when an object does not have the range that was asked for.
-const RANGE_FAILURES: [&str; 3] =
-    ["Requested range was invalid", "Wanted range starting at", "Received non-partial response"];
+const RANGE_FAILURES: [&str; 4] = [
+    "Requested range was invalid",
+    "Wanted range starting at",
+    "Received non-partial response",
+    "Failed to parse value for CONTENT_RANGE",
+];
 
 /// How a failure is to be met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
