@@ -56,6 +56,9 @@ impl Archiver {
         while !cancelled.is_cancelled() {
             let began = Instant::now();
             let outcome = self.session(cancelled).await;
+            // What this session streamed counts from the next one on: a clone streams, too, until its
+            // WAL is compared.
+            let was_there = has_streamed;
             has_streamed |= self.state.report().timeline.is_some();
             if began.elapsed() > GOOD_SESSION {
                 pause = FIRST_PAUSE;
@@ -65,7 +68,7 @@ impl Archiver {
             let trouble = match outcome {
                 Ok(SessionEnd::Cancelled) => return Ok(()),
                 Ok(SessionEnd::ServerClosed) => "the server closed the connection".to_owned(),
-                Err(error) if error.is_divergence() && !has_streamed => return Err(error),
+                Err(error) if error.is_divergence() && !was_there => return Err(error),
                 // The one that was there goes on, and says so.
                 Err(error) if error.is_divergence() => {
                     self.state.alarm(error.to_string());
