@@ -118,8 +118,10 @@ pub async fn frontier_of(
         }
     }
     let pieces = Coverage::new(pieces, size);
-    let Some(lowest) = pieces.start() else { return Ok(None) };
-    let start = begin.filter(|begin| *begin >= folder_start).unwrap_or(lowest);
+    // A gap may be all that is known of a timeline: WAL that was removed before any was stored.
+    let lowest = pieces.start();
+    let begins = begin.filter(|begin| lowest.is_none() || *begin >= folder_start);
+    let Some(start) = begins.or(lowest) else { return Ok(None) };
     let gaps = list_gaps(region).await?;
     let mut lsn = pieces.contiguous_end(start);
     while let Some((_, _, to)) =
@@ -127,7 +129,7 @@ pub async fn frontier_of(
     {
         lsn = pieces.contiguous_end(*to);
     }
-    if lsn == start && lowest > start {
+    if lsn == start && lowest.is_none_or(|lowest| lowest > start) {
         return Ok(None);
     }
     Ok(Some(Frontier { lsn, recent: pieces.pieces().copied().collect() }))
