@@ -16,6 +16,7 @@ use super::start::{StartPoint, find_start};
 use super::timelines::read_histories;
 use crate::pg::{HostSpec, PgError};
 use crate::repo::{FORMAT_VERSION, Gap, gap_key};
+use crate::store::{ask_all, list_pieces};
 use crate::wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 /// How long hosts that do not answer may keep a gap from being recorded.
@@ -70,6 +71,8 @@ impl Session<'_> {
         if to <= from {
             return Err(ArchiveError::Removed { timeline, from });
         }
+        // A region may have WAL behind the hole: it is not lost.
+        let to = self.stored_behind(server, timeline, from, to).await.unwrap_or(to);
         if !lookup.unread.is_empty() {
             let silent: Vec<_> = lookup.unread.iter().map(ToString::to_string).collect();
             let alarm = format!(
@@ -79,7 +82,9 @@ impl Session<'_> {
             if self.state.alarm(alarm.clone()) {
                 tracing::error!("{alarm}");
             }
-            self.memory.skip_to(timeline, to.round_down(unit));
+            // At a fork the next timeline goes on.
+            let next = server.history.after(timeline).filter(|_| end == Some(to));
+            self.memory.skip_to(next.unwrap_or(timeline), to.round_down(unit));
             return Ok(());
         }
         let silent = holdings.iter().find_map(|holding| holding.oldest.as_ref().err());
@@ -90,6 +95,23 @@ impl Session<'_> {
             return Err(ArchiveError::Removed { timeline, from });
         }
         self.record_gap(server, (timeline, from, to), reason).await
+    }
+
+    /// Where the first WAL behind `from` begins that any region has, before `to`.
+    async fn stored_behind(
+        &self,
+        server: &Server,
+        timeline: TimelineId,
+        from: Lsn,
+        to: Lsn,
+    ) -> Option<Lsn> {
+        let size = server.format.segment_size;
+        let lists = ask_all(&server.regions, |region| async move {
+            list_pieces(&region, timeline, size, from, Some(to)).await
+        });
+        let lists: Vec<_> = lists.await.into_iter().flatten().collect();
+        let starts = lists.iter().flat_map(|list| list.coverage.pieces());
+        starts.filter_map(|piece| piece.start(size)).filter(|start| *start > from).min()
     }
 
     /// Asks every host of the connection string where its WAL begins.
@@ -186,8 +208,10 @@ impl Session<'_> {
         let gap = Gap { format: FORMAT_VERSION, timeline, from, to, noticed, reason };
         let bytes = serde_json::to_vec_pretty(&gap).map_err(std::io::Error::from)?;
         let key = gap_key(timeline, from, to);
-        let writes = server.regions.iter().map(|region| region.put(&key, bytes.clone().into()));
-        let failures: Vec<_> = join_all(writes).await.into_iter().filter_map(Result::err).collect();
+        let (key, bytes) = (&key, &bytes::Bytes::from(bytes));
+        let writes =
+            ask_all(&server.regions, |region| async move { region.put(key, bytes.clone()).await });
+        let failures: Vec<_> = writes.await.into_iter().filter_map(Result::err).collect();
         if failures.len() == server.regions.len() {
             return Err(ArchiveError::NoRegion(failures));
         }

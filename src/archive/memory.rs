@@ -1,6 +1,7 @@
 //! What one session of the archiver must remember for the next. Nothing of it outlives the process:
 //! lost, it costs one more attempt.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
@@ -24,6 +25,8 @@ struct Inner {
     no_overlap: Option<(TimelineId, Lsn)>,
     /// Stream from here although a region that is silent may lack what lies before.
     skip_to: Option<(TimelineId, Lsn)>,
+    /// Regions in which the archive was to begin, and has not: they were silent then.
+    to_begin: BTreeSet<String>,
 }
 
 impl Memory {
@@ -75,10 +78,25 @@ impl Memory {
         self.lock().skip_to = Some((timeline, lsn));
     }
 
+    /// This process begins the archive, in these regions.
+    pub(super) fn begin_in(&self, regions: impl Iterator<Item = String>) {
+        self.lock().to_begin = regions.collect();
+    }
+
+    /// Whether the archive was to begin in this region and has not yet.
+    pub(super) fn may_begin(&self, region: &str) -> bool {
+        self.lock().to_begin.contains(region)
+    }
+
+    /// The archive has begun in this region: found empty from now on, it was lost.
+    pub(super) fn has_begun(&self, region: &str) {
+        self.lock().to_begin.remove(region);
+    }
+
     /// The place to begin, if nothing else was decided.
     pub(super) fn skip(&self, point: StartPoint) -> StartPoint {
         match self.lock().skip_to.take() {
-            Some((timeline, lsn)) if timeline == point.timeline && lsn > point.lsn => {
+            Some((timeline, lsn)) if (timeline, lsn) > (point.timeline, point.lsn) => {
                 StartPoint { timeline, lsn, frontier: lsn }
             }
             _ => point,

@@ -11,6 +11,7 @@
 mod alive;
 mod backlog;
 mod companions;
+mod connect;
 mod cutter;
 mod durability;
 mod gap;

@@ -12,19 +12,18 @@ use super::cutter::{Cutter, piece_unit};
 use super::memory::Memory;
 use super::piece::PieceContext;
 use super::pipeline::{Overlap, Pipeline, PipelineParts};
-use super::receiver::{ReceiveEnd, Receiver, SENDER_TIMEOUT};
-use super::start::{StartPoint, find_start, is_missing, read_overlaps, seeded_scanner};
+use super::receiver::{ReceiveEnd, Receiver};
+use super::start::{StartPoint, find_start, read_overlaps, seeded_scanner};
 use super::state::ArchiveState;
-use super::timelines::{Histories, KnownTimelines, read_histories};
+use super::timelines::Histories;
 use super::uploader::{REPAIRS_AT_ONCE, Uploader};
 use super::{ArchiveError, ArchiveSettings};
 use crate::pg::{
-    Connection, Connector, HostSpec, IdentifySystem, PgError, ServerError, Sql, StreamEnd,
-    WalMessage, WalStream,
+    Connection, Connector, HostSpec, IdentifySystem, PgError, StreamEnd, WalMessage, WalStream,
 };
-use crate::repo::{ContentKey, FORMAT_VERSION, LINEAGE_FILE, Lineage};
-use crate::store::{Region, Regions, ask_all};
-use crate::wal::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalFormat};
+use crate::repo::{ContentKey, Lineage};
+use crate::store::{Region, Regions};
+use crate::wal::{Lsn, TimelineHistory, TimelineId, WalFormat};
 
 /// How long the last WAL may take to reach the regions when this process is told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
@@ -68,10 +67,10 @@ pub(super) struct Server {
     /// The regions, at the lineage's folder.
     pub(super) regions: Vec<Region>,
     /// Whether any region holds the lineage.
-    established: bool,
+    pub(super) established: bool,
     pub(super) history: TimelineHistory,
     /// All history files that it has and the archive may have.
-    histories: Histories,
+    pub(super) histories: Histories,
 }
 
 /// What is streamed, and how far.
@@ -144,142 +143,6 @@ impl Session<'_> {
         }
     }
 
-    async fn connect(&self) -> Result<(Connection, Server), ArchiveError> {
-        let settings = [("wal_sender_timeout", SENDER_TIMEOUT)];
-        let mut connection = self.connector.connect(&settings).await?;
-        let identity = connection.identify_system().await?;
-        let segment_size = SegmentSize::from_setting(&connection.show("wal_segment_size").await?)
-            .map_err(|error| PgError::Protocol(error.to_string()))?;
-        let (major, system_id) = (connection.major(), identity.system_id);
-        let format = WalFormat { major, segment_size, system_id };
-        if format.page_magic().is_none() {
-            return Err(ArchiveError::UnknownVersion(connection.server_version().to_owned()));
-        }
-        let sql = self.connector.sql(connection.host()).await?;
-        let in_recovery = sql.value("SELECT pg_is_in_recovery()").await?.as_deref() == Some("t");
-        if in_recovery && !self.settings.allow_standby {
-            return Err(ArchiveError::Standby(connection.host().to_string()));
-        }
-        self.check_slot_is_free(&sql).await?;
-        let established = self.check_lineage(system_id).await?;
-        let lineage = Lineage {
-            format: FORMAT_VERSION,
-            cluster: self.settings.cluster.clone(),
-            system_identifier: system_id.to_string(),
-            postgres_major: major,
-            wal_segment_size: segment_size,
-        };
-        let regions = self.cluster.within(&system_id.to_string()).iter().cloned().collect();
-        let restart_lsn = self.prepare_slot(&mut connection, &sql).await?;
-        let mut server = Server {
-            host: connection.host().clone(),
-            version: connection.server_version().to_owned(),
-            history: TimelineHistory::without_ancestors(identity.timeline),
-            histories: Vec::new(),
-            identity,
-            in_recovery,
-            restart_lsn,
-            format,
-            key: ContentKey::for_system(system_id),
-            lineage,
-            regions,
-            established,
-        };
-        self.learn_timelines(&mut connection, &mut server).await?;
-        Ok((connection, server))
-    }
-
-    /// Makes the slot if it is not there, or has lost its WAL; where its WAL begins.
-    async fn prepare_slot(
-        &self,
-        connection: &mut Connection,
-        sql: &Sql,
-    ) -> Result<Option<Lsn>, ArchiveError> {
-        let name = &self.settings.slot;
-        connection.create_slot(name).await?;
-        let mut slot = sql.slot(name).await?;
-        if slot.as_ref().is_some_and(|slot| slot.wal_status.as_deref() == Some("lost")) {
-            tracing::error!("the slot has lost WAL (max_slot_wal_keep_size): making it anew");
-            connection.drop_slot(name).await?;
-            connection.create_slot(name).await?;
-            slot = sql.slot(name).await?;
-        }
-        Ok(slot.and_then(|slot| slot.restart_lsn))
-    }
-
-    /// A hot spare asks the server only, and no region.
-    async fn check_slot_is_free(&self, sql: &Sql) -> Result<(), ArchiveError> {
-        let Some(slot) = sql.slot(&self.settings.slot).await? else { return Ok(()) };
-        let Some(pid) = slot.active_pid else { return Ok(()) };
-        let holder = slot.holder.unwrap_or_default();
-        Err(ArchiveError::Server(PgError::Server(ServerError {
-            severity: "ERROR".into(),
-            code: "55006".into(),
-            message: format!(
-                "the replication slot {} is held by {holder} (process {pid})",
-                self.settings.slot
-            ),
-            detail: String::new(),
-            hint: String::new(),
-        })))
-    }
-
-    /// Whether any region holds this lineage. A name under which only other lineages live is
-    /// somebody else's (invariant I8).
-    async fn check_lineage(&self, system_id: u64) -> Result<bool, ArchiveError> {
-        let own = &system_id.to_string();
-        let regions: Vec<Region> = self.cluster.iter().cloned().collect();
-        let lookups = ask_all(&regions, |region| async move {
-            let (mut folders, _) = region.list_folder("").await?;
-            // Only lineages: their folders are named by numbers.
-            folders.retain(|name| name != own && name.bytes().all(|byte| byte.is_ascii_digit()));
-            match region.within(own).get(LINEAGE_FILE).await {
-                Ok(_) => Ok((folders, true)),
-                Err(error) if is_missing(&error) => Ok((folders, false)),
-                Err(error) => Err(error),
-            }
-        });
-        let mut failures = Vec::new();
-        let mut foreign = None;
-        let mut established = false;
-        for (region, lookup) in regions.iter().zip(lookups.await) {
-            match lookup {
-                Ok((_, true)) => established = true,
-                Ok((folders, false)) if !folders.is_empty() => {
-                    foreign = Some((region.name().to_owned(), folders.join(", ")));
-                }
-                Ok(_) => {}
-                Err(error) => failures.push(error),
-            }
-        }
-        // An archive may not be begun, nor a region filled, while one that is silent may hold it.
-        if !failures.is_empty() && !established {
-            return Err(ArchiveError::NoRegion(failures));
-        }
-        match foreign {
-            Some((region, found)) if !established && !self.settings.new_lineage => {
-                let cluster = self.settings.cluster.clone();
-                Err(ArchiveError::Foreign { cluster, region, found, server: system_id })
-            }
-            _ => Ok(established),
-        }
-    }
-
-    /// Reads the server's histories and checks them against the archive's. The uploaders store
-    /// them before anything else.
-    async fn learn_timelines(
-        &self,
-        connection: &mut Connection,
-        server: &mut Server,
-    ) -> Result<(), ArchiveError> {
-        let (history, files) = read_histories(connection, server.identity.timeline).await?;
-        let known = KnownTimelines::read(&server.regions).await;
-        let takes_writes = !server.in_recovery && !self.settings.accept_timeline;
-        server.histories = known.check(&history, files, &server.key, takes_writes)?;
-        server.history = history;
-        Ok(())
-    }
-
     async fn start_point(
         &self,
         connection: &mut Connection,
@@ -316,7 +179,9 @@ impl Session<'_> {
             None => {
                 let begin = server.restart_lsn.unwrap_or(server.identity.flushed);
                 let lsn = begin.round_down(unit);
-                Ok(StartPoint { timeline: server.identity.timeline, lsn, frontier: lsn })
+                // A slot may begin before the fork: that WAL is the older timeline's.
+                let timeline = server.history.holding(lsn, server.format.segment_size);
+                Ok(StartPoint { timeline, lsn, frontier: lsn })
             }
         }
     }
@@ -329,7 +194,7 @@ impl Session<'_> {
     ) -> Result<TimelineEnd, ArchiveError> {
         let (point, format) = (&stretch.point, &server.format);
         let (regions, key) = (&server.regions, &server.key);
-        let overlaps = read_overlaps(regions, point, format, key).await;
+        let overlaps = read_overlaps(regions, point, format, key).await?;
         let scanner = seeded_scanner(regions, point.timeline, format, key, point.lsn).await;
         let slot = stretch.slot.as_deref();
         let started = connection.start_replication(slot, point.lsn, point.timeline).await;
@@ -392,8 +257,9 @@ impl Session<'_> {
             context: context.clone(),
             lineage: server.lineage.clone(),
             is_established: server.established,
-            may_begin: !server.established
+            may_begin: self.memory.may_begin(region.name())
                 || self.settings.new_regions.iter().any(|name| name == region.name()),
+            memory: self.memory.clone(),
             ancestors: ancestors.clone(),
             histories: server.histories.clone(),
             stream_start,

@@ -101,12 +101,15 @@ async fn find_start_from(
 
 /// What each region holds from the start on, to be compared with what the server sends; `None` for
 /// a region that is silent, or whose copy is damaged: the server sends it again.
+///
+/// # Errors
+/// When nothing could be read of what the archive has there: a clone would go unnoticed.
 pub(super) async fn read_overlaps(
     regions: &[Region],
     point: &StartPoint,
     format: &WalFormat,
     key: &ContentKey,
-) -> Vec<Option<Overlap>> {
+) -> Result<Vec<Option<Overlap>>, ArchiveError> {
     let size = format.segment_size;
     let (timeline, start) = (point.timeline, point.lsn);
     // Nothing behind the furthest frontier counts, but a clone may have left it there.
@@ -115,16 +118,24 @@ pub(super) async fn read_overlaps(
         let wal = read_wal(&region, timeline, size, key, start, end).await?;
         Ok(Overlap { region: region.name().to_owned(), start, wal })
     });
+    let mut silent = Vec::new();
     let told = |read: Result<Overlap, StoreError>| match read {
         Ok(overlap) => Some(overlap),
+        Err(error) if error.kind == FailureKind::Damaged => {
+            tracing::error!("{error}");
+            None
+        }
         Err(error) => {
-            if error.kind == FailureKind::Damaged {
-                tracing::error!("{error}");
-            }
+            silent.push(error);
             None
         }
     };
-    reads.await.into_iter().map(told).collect()
+    let overlaps: Vec<_> = reads.await.into_iter().map(told).collect();
+    let has_any = overlaps.iter().flatten().any(|overlap| !overlap.wal.is_empty());
+    if point.frontier > start && !has_any && !silent.is_empty() {
+        return Err(ArchiveError::NoRegion(silent));
+    }
+    Ok(overlaps)
 }
 
 /// A scanner that stands at `start` and knows the record that goes on there, if the archive has

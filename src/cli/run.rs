@@ -49,8 +49,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
             spread_checkpoint: false,
             wal_timeout: config.backup.wal_timeout.0,
         };
-        let gaps = archiver.state().gaps();
-        tokio::spawn(back_up_after_gaps(gaps, request, regions.clone(), cancelled.clone()));
+        let archive = archiver.state();
+        tokio::spawn(back_up_after_gaps(archive, request, regions.clone(), cancelled.clone()));
     }
     if !config.http.listen.is_empty() {
         let service = Service {

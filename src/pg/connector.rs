@@ -45,6 +45,22 @@ impl Connector {
         &self.conninfo
     }
 
+    /// The same way without the hosts that are to be avoided and, where `primary` is wanted and the
+    /// connection string names several hosts and no `target_session_attrs`, to the primary among
+    /// them.
+    pub fn narrowed(&self, primary: bool, avoid: &[HostSpec]) -> Connector {
+        let mut narrowed = self.clone();
+        let conninfo = &mut narrowed.conninfo;
+        let any = conninfo.target_session_attrs == TargetSessionAttrs::Any;
+        if primary && any && conninfo.hosts.len() > 1 {
+            conninfo.target_session_attrs = TargetSessionAttrs::Primary;
+        }
+        for host in avoid {
+            narrowed.conninfo.hosts = narrowed.other_hosts(host);
+        }
+        narrowed
+    }
+
     /// Connects for replication to the first host that will do. `settings` are server settings
     /// for the session.
     ///

@@ -159,6 +159,22 @@ impl TimelineHistory {
             .map_or(self.timeline, |entry| entry.timeline)
     }
 
+    /// The newest timeline of this path whose files hold `lsn`: a timeline's first segment begins
+    /// with a copy of what its ancestor wrote there.
+    pub fn holding(&self, lsn: Lsn, size: SegmentSize) -> TimelineId {
+        let path = self.path();
+        let holds =
+            |(_, begin, _): &&(TimelineId, Lsn, Option<Lsn>)| begin.round_down(size.bytes()) <= lsn;
+        path.iter().rev().find(holds).map_or(self.timeline, |(timeline, _, _)| *timeline)
+    }
+
+    /// The timeline that follows this one on the path.
+    pub fn after(&self, timeline: TimelineId) -> Option<TimelineId> {
+        let next = self.index_of(timeline)? + 1;
+        let newest = (next == self.ancestors.len()).then_some(self.timeline);
+        self.ancestors.get(next).map(|entry| entry.timeline).or(newest)
+    }
+
     /// All timelines of the path with the LSNs between which each of them counts, oldest first.
     pub fn path(&self) -> Vec<(TimelineId, Lsn, Option<Lsn>)> {
         let mut begin = Lsn::INVALID;
@@ -218,6 +234,14 @@ mod tests {
         assert_eq!(history.end_of(TimelineId(2)), Some(Some(Lsn(0x5000000))));
         assert_eq!(history.end_of(TimelineId(3)), Some(None));
         assert_eq!(history.end_of(TimelineId(4)), None);
+        assert_eq!(history.after(TimelineId(1)), Some(TimelineId(2)));
+        assert_eq!(history.after(TimelineId(2)), Some(TimelineId(3)));
+        assert_eq!(history.after(TimelineId(3)), None);
+        let size = SegmentSize::new(1 << 20).unwrap();
+        assert_eq!(history.holding(Lsn(0x2FFFFFF), size), TimelineId(1));
+        assert_eq!(history.holding(Lsn(0x3000000), size), TimelineId(2));
+        assert_eq!(history.holding(Lsn(0x4FFFFFF), size), TimelineId(2));
+        assert_eq!(history.holding(Lsn(0x5000000), size), TimelineId(3));
         assert!(history.reachable_from(TimelineId(1), Lsn(0x3000060)));
         assert!(!history.reachable_from(TimelineId(1), Lsn(0x3000061)));
     }

@@ -15,6 +15,19 @@ pub(super) struct Found {
     pub(super) known: BTreeSet<PieceName>,
     /// WAL of an older timeline that is missing and that no other region could give.
     pub(super) older_hole: Option<Lsn>,
+    /// Up to here the region's WAL lies on older timelines: the last fork, unless the archive began
+    /// behind it.
+    pub(super) older_end: Lsn,
+}
+
+/// What a region holds of an older timeline.
+enum Older {
+    /// All up to its end.
+    Whole,
+    /// What no region has is missing from here on.
+    Hole(Lsn),
+    /// Nothing: the archive began later.
+    Nothing,
 }
 
 impl Uploader {
@@ -23,9 +36,16 @@ impl Uploader {
         self.store_histories().await?;
         let mut begin = None;
         let mut older_hole = None;
+        let mut older_end = Lsn::INVALID;
         for (ancestor, end) in &self.ancestors {
-            let hole = self.complete(*ancestor, begin, *end).await?;
-            older_hole = older_hole.or(hole);
+            match self.complete(*ancestor, begin, *end).await? {
+                Older::Whole => older_end = *end,
+                Older::Hole(from) => {
+                    older_hole = older_hole.or(Some(from));
+                    older_end = *end;
+                }
+                Older::Nothing => older_end = Lsn::INVALID,
+            }
             begin = Some(end.round_down(self.unit()));
         }
         let size = self.context.format.segment_size;
@@ -52,14 +72,20 @@ impl Uploader {
         if has_pieces && !self.is_compared && tip > self.stream_start {
             self.compare(tip).await?;
         }
-        Ok(Found { progress: Progress::new(size, tip, has_pieces, small), known, older_hole })
+        let progress = Progress::new(size, tip, has_pieces, small);
+        Ok(Found { progress, known, older_hole, older_end })
     }
 
     async fn check_lineage(&self) -> Result<(), StoreError> {
         match self.region.get(LINEAGE_FILE).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.memory.has_begun(self.region.name());
+                Ok(())
+            }
             Err(error) if error.kind == FailureKind::NotFound && self.may_begin => {
-                self.region.put(LINEAGE_FILE, self.lineage.to_bytes().into()).await.map(|_| ())
+                self.region.put(LINEAGE_FILE, self.lineage.to_bytes().into()).await?;
+                self.memory.has_begun(self.region.name());
+                Ok(())
             }
             Err(mut error) if error.kind == FailureKind::NotFound => {
                 error.message = "it holds nothing of this cluster while other regions do: is it the right bucket or folder, and is its disk mounted? If the region is new, start once with --new-region and its name".into();
@@ -95,14 +121,13 @@ impl Uploader {
         Ok(())
     }
 
-    /// Copies what this region lacks of an older timeline, up to where that one ends. What no
-    /// region has cannot be copied: where that begins is the outcome.
+    /// Copies what this region lacks of an older timeline, up to where that one ends.
     async fn complete(
         &self,
         timeline: TimelineId,
         begin: Option<Lsn>,
         end: Lsn,
-    ) -> Result<Option<Lsn>, StoreError> {
+    ) -> Result<Older, StoreError> {
         let stored = self.frontier(timeline, begin).await?;
         let from = match (stored, begin) {
             (Some(stored), _) => Some(stored.lsn),
@@ -110,10 +135,10 @@ impl Uploader {
             (None, None) => None,
         };
         if from.is_some_and(|from| from >= end) {
-            return Ok(None);
+            return Ok(Older::Whole);
         }
         let Ok(lowest) = self.lowest_elsewhere(timeline).await else {
-            return Ok(Some(from.unwrap_or(Lsn::INVALID)));
+            return Ok(Older::Hole(from.unwrap_or(Lsn::INVALID)));
         };
         // The archive may have begun later.
         let from = from.max(lowest.filter(|lowest| from.is_none_or(|from| *lowest > from)));
@@ -121,13 +146,13 @@ impl Uploader {
             Some(from) if from < end && lowest.is_some() => {
                 let copied = self.copy(timeline, from, end).await?;
                 if copied.reached >= end {
-                    return Ok(None);
+                    return Ok(Older::Whole);
                 }
                 let problem = copied.shortfall(&self.region, end);
                 tracing::error!(region = self.region.name(), %timeline, "{problem}");
-                Ok(Some(copied.reached))
+                Ok(Older::Hole(copied.reached))
             }
-            _ => Ok(None),
+            _ => Ok(Older::Nothing),
         }
     }
 

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::Backlog;
+use super::memory::Memory;
 use super::piece::{Piece, PieceContext};
 use super::state::ArchiveState;
 use crate::repo::Lineage;
@@ -57,6 +58,7 @@ pub(super) struct Uploader {
     pub(super) is_established: bool,
     /// Whether the region may be filled although it holds no lineage and others do.
     pub(super) may_begin: bool,
+    pub(super) memory: Memory,
     /// The timelines before this one and where each ends: the region must have them up to there
     /// before anything on this timeline counts.
     pub(super) ancestors: Vec<(TimelineId, Lsn)>,
@@ -91,6 +93,8 @@ struct Running {
     mend_at: Instant,
     /// WAL of an older timeline that the region lacks and no other could give.
     older_hole: Option<Lsn>,
+    /// Up to here the region's WAL lies on older timelines.
+    older_end: Lsn,
 }
 
 impl Uploader {
@@ -147,6 +151,7 @@ impl Uploader {
                         mending: false,
                         mend_at: Instant::now() + HOLE_PAUSE,
                         older_hole: found.older_hole,
+                        older_end: found.older_end,
                     };
                     self.report(&running);
                     return running;
@@ -307,10 +312,9 @@ impl Uploader {
         running.upkeep.looked(report, &mut running.progress);
     }
 
-    /// Tells how far the region's WAL reaches. Up to the last fork it lies on older timelines.
+    /// Tells how far the region's WAL reaches.
     fn report(&self, running: &Running) {
-        let fork = self.ancestors.last().map_or(Lsn::INVALID, |(_, end)| *end);
-        let frontier = running.progress.frontier().max(fork);
+        let frontier = running.progress.frontier().max(running.older_end);
         let frontier = running.older_hole.map_or(frontier, |hole| hole.min(frontier));
         self.state.set_behind(self.index, running.progress.is_behind());
         self.state.set_frontier(self.index, frontier);
