@@ -174,9 +174,15 @@ impl Session<'_> {
     ) -> Result<(), ArchiveError> {
         let (history, files) = read_histories(connection, server.identity.timeline).await?;
         let known = KnownTimelines::read(&server.regions).await;
-        let takes_writes = !server.in_recovery && !self.settings.accept_timeline;
+        let takes_writes = self.refuses_newer(server);
         server.histories = known.check(&history, files, &server.key, takes_writes)?;
         server.history = history;
         Ok(())
+    }
+
+    /// Whether an archive that has gone on with a newer timeline than the server's is not this
+    /// server's: it takes writes, and nobody said that it may.
+    pub(super) fn refuses_newer(&self, server: &Server) -> bool {
+        !server.in_recovery && !self.settings.accept_timeline
     }
 }

@@ -262,6 +262,7 @@ impl Session<'_> {
             memory: self.memory.clone(),
             ancestors: ancestors.clone(),
             histories: server.histories.clone(),
+            newest_timeline: self.refuses_newer(server).then_some(server.identity.timeline),
             stream_start,
             is_compared: overlaps.get(index).is_some_and(Option::is_some),
             repairs: repairs.clone(),

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use super::{Progress, Uploader};
 use crate::repo::{LINEAGE_FILE, PieceName, TIMELINE_FOLDER, history_key, parse_history_name};
-use crate::store::{FailureKind, Frontier, StoreError, ask_all, frontier_of, lowest_of, read_wal};
+use crate::store::{
+    FailureKind, Frontier, StoreError, ask_all, frontier_of, list_timelines, lowest_of, read_wal,
+};
 use crate::wal::{Lsn, TimelineId};
 
 /// What was found.
@@ -34,6 +36,7 @@ impl Uploader {
     pub(super) async fn look_up(&self) -> Result<Found, StoreError> {
         self.check_lineage().await?;
         self.store_histories().await?;
+        self.check_timelines().await?;
         let mut begin = None;
         let mut older_hole = None;
         let mut older_end = Lsn::INVALID;
@@ -119,6 +122,23 @@ impl Uploader {
             self.region.put(&key, content.clone()).await?;
         }
         Ok(())
+    }
+
+    /// A region that was silent when the session began may know of a promotion: then this server is
+    /// an old primary, and its WAL has no place there.
+    async fn check_timelines(&self) -> Result<(), StoreError> {
+        let Some(newest) = self.newest_timeline else { return Ok(()) };
+        let known = list_timelines(&self.region).await?;
+        match known.last().filter(|known| **known > newest) {
+            Some(known) => {
+                let problem = format!(
+                    "it has WAL of timeline {known}, and this server takes writes on timeline {newest}: an old primary that came back? Nothing is stored there"
+                );
+                self.state.alarm(format!("region {}: {problem}", self.region.name()));
+                Err(self.region.damaged("wal", problem))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Copies what this region lacks of an older timeline, up to where that one ends.

@@ -64,6 +64,8 @@ pub(super) struct Uploader {
     pub(super) ancestors: Vec<(TimelineId, Lsn)>,
     /// All history files: without them nothing on this timeline can be reached.
     pub(super) histories: Vec<(TimelineId, Bytes)>,
+    /// The server's timeline, where the region may know of no newer one with WAL.
+    pub(super) newest_timeline: Option<TimelineId>,
     /// Where this session's stream began.
     pub(super) stream_start: Lsn,
     /// Whether what the region holds from there on is compared with what the server sends.
