@@ -215,6 +215,8 @@ impl CutterTask {
             }
             tokio::select! {
                 biased;
+                // First: a feed that is never empty must not keep it waiting.
+                () = sleep_until(due), if due.is_some() => self.flush().await?,
                 next = feed.recv() => match next {
                     Some(Feed::Data(batch)) => {
                         for bytes in batch {
@@ -224,7 +226,6 @@ impl CutterTask {
                     Some(Feed::Flush) => self.flush().await?,
                     None => return self.flush().await,
                 },
-                () = sleep_until(due), if due.is_some() => self.flush().await?,
                 changed = self.durable.changed(), if continuous => {
                     if changed.is_err() {
                         return self.flush().await;
