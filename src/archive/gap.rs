@@ -71,8 +71,6 @@ impl Session<'_> {
         if to <= from {
             return Err(ArchiveError::Removed { timeline, from });
         }
-        // A region may have WAL behind the hole: it is not lost.
-        let to = self.stored_behind(server, timeline, from, to).await.unwrap_or(to);
         if !lookup.unread.is_empty() {
             let silent: Vec<_> = lookup.unread.iter().map(ToString::to_string).collect();
             let alarm = format!(
@@ -94,6 +92,8 @@ impl Session<'_> {
             tracing::warn!("before a gap is recorded every host is asked: {silent}");
             return Err(ArchiveError::Removed { timeline, from });
         }
+        // A region may have WAL behind the hole: it is not lost.
+        let to = self.stored_behind(server, timeline, from, to).await.unwrap_or(to);
         self.record_gap(server, (timeline, from, to), reason).await
     }
 
