@@ -286,7 +286,12 @@ impl Uploader {
                     if from < to {
                         running.progress.lost(*from, *to);
                     }
-                    running.mend_at = Instant::now();
+                    // A store that goes on lying is not filled over and over.
+                    let pause = match running.upkeep.is_distrusted() {
+                        true => HOLE_PAUSE,
+                        false => Duration::ZERO,
+                    };
+                    running.mend_at = Instant::now() + pause;
                 }
                 Finding::Damaged(key) => {
                     let alarm = format!(
@@ -318,6 +323,8 @@ impl Uploader {
     fn report(&self, running: &Running) {
         let frontier = running.progress.frontier().max(running.older_end);
         let frontier = running.older_hole.map_or(frontier, |hole| hole.min(frontier));
+        let doubted = running.upkeep.doubted_from(self.context.timeline, &running.progress);
+        let frontier = doubted.map_or(frontier, |doubted| doubted.min(frontier));
         self.state.set_behind(self.index, running.progress.is_behind());
         self.state.set_frontier(self.index, frontier);
     }

@@ -53,6 +53,9 @@ pub(super) struct Upkeep {
     sample: Option<Sample>,
     looking: bool,
     last: Option<Instant>,
+    /// The store took something and did not have it: from then on nothing counts before it was
+    /// seen.
+    is_distrusted: bool,
     /// Folders that were left behind and are whole: to be rolled up.
     finished: BTreeSet<Folder>,
     rolled_up: BTreeSet<Folder>,
@@ -124,6 +127,7 @@ impl Upkeep {
             sample: None,
             looking: false,
             last: None,
+            is_distrusted: false,
         }
     }
 
@@ -157,10 +161,24 @@ impl Upkeep {
     pub(super) fn copied(&mut self, pieces: &[PieceName], progress: &mut Progress) {
         for piece in pieces {
             self.own.insert(*piece);
+            self.unseen.insert(*piece, None);
             if piece.len() < self.unit {
                 progress.small.insert(*piece);
             }
         }
+    }
+
+    /// Whether the store was found lying before.
+    pub(super) fn is_distrusted(&self) -> bool {
+        self.is_distrusted
+    }
+
+    /// Nothing from here on counts yet: a store that lied is believed only once it lists what it
+    /// was given.
+    pub(super) fn doubted_from(&self, timeline: TimelineId, progress: &Progress) -> Option<Lsn> {
+        let mut unseen = self.unseen.keys().filter(|name| name.segment.timeline == timeline);
+        let first = unseen.next().filter(|_| self.is_distrusted)?;
+        first.start(progress.segment_size())
     }
 
     /// When the next look is due if nothing happens.
@@ -169,6 +187,7 @@ impl Upkeep {
         let wanted = wanted || self.comparable(progress).next().is_some();
         let pause = match (wanted, self.unseen.is_empty()) {
             (true, _) => SPACING,
+            (false, false) if self.is_distrusted => SPACING,
             (false, false) => LOOK_PAUSE,
             (false, true) => return None,
         };
@@ -208,6 +227,7 @@ impl Upkeep {
             (None, None, Some(folder))
                 if self.unseen.len() >= LOOK_AFTER
                     || self.sample.is_some()
+                    || (self.is_distrusted && rested)
                     || self.last.is_none_or(|last| now >= last + LOOK_PAUSE) =>
             {
                 folder
@@ -248,6 +268,8 @@ impl Upkeep {
             // A store that refuses is not asked every other moment.
             self.last = Some(Instant::now() + ERROR_PAUSE);
         }
+        self.is_distrusted |=
+            report.findings.iter().any(|finding| matches!(finding, Finding::Lost(..)));
         for name in &report.foreign {
             self.suspects.remove(name);
             self.foreign.insert(*name);
