@@ -7,6 +7,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZero;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use rustix::fs::Advice;
 use tokio::sync::Semaphore;
 
 use super::RestoreError;
@@ -30,6 +33,8 @@ use crate::store::{Regions, StoreError};
 const WRITABLE: u32 = 0o600;
 /// Stored bytes that are asked for and not yet written, whatever the number of reads at once.
 const BUDGET_KIB: usize = 256 << 10;
+/// Runs from this size on are sent to the disk at once; the rest waits for the sync at the end.
+const SEND_SIZE: u64 = 256 << 10;
 
 /// What is shared by all requests.
 pub(super) struct Fetch {
@@ -278,6 +283,7 @@ impl Fetch {
                 false => handle.write_all_at(part, write.file_offset),
             };
             outcome.map_err(|error| named(&self.path(write), error))?;
+            files.wrote(write);
             self.progress.add(u64::from(write.length));
         }
         Ok(())
@@ -304,14 +310,19 @@ impl Fetch {
 struct Files<'a> {
     fetch: &'a Fetch,
     open: Option<(u32, File)>,
+    /// What was written to it.
+    written: Range<u64>,
 }
 
 impl Files<'_> {
     fn new(fetch: &Fetch) -> Files<'_> {
-        Files { fetch, open: None }
+        Files { fetch, open: None, written: 0..0 }
     }
 
     fn of(&mut self, write: &Write) -> io::Result<&File> {
+        if self.open.as_ref().is_some_and(|(number, _)| *number != write.file) {
+            self.send();
+        }
         let (_, handle) = match self.open.take() {
             Some(open) if open.0 == write.file => self.open.insert(open),
             _ => {
@@ -320,6 +331,33 @@ impl Files<'_> {
             }
         };
         Ok(handle)
+    }
+
+    fn wrote(&mut self, write: &Write) {
+        let end = write.file_offset + u64::from(write.length);
+        self.written = match self.written.is_empty() {
+            true => write.file_offset..end,
+            false => self.written.start.min(write.file_offset)..self.written.end.max(end),
+        };
+    }
+
+    /// Lets the disk begin with what was written: the system would keep it in memory, and the sync
+    /// at the end would have to wait for all of it.
+    fn send(&mut self) {
+        let written = std::mem::replace(&mut self.written, 0..0);
+        if let Some((_, file)) = &self.open
+            && written.end - written.start >= SEND_SIZE
+        {
+            let length = NonZero::new(written.end - written.start);
+            // The kernel begins to write what it is told is not needed soon. If not: the sync does.
+            let _ = rustix::fs::fadvise(file, written.start, length, Advice::DontNeed);
+        }
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        self.send();
     }
 }
 
