@@ -13,18 +13,23 @@ use crate::backup::Progress;
 use crate::repo::BackupLabel;
 use crate::restore::{
     Plan, PlanRequest, RestoreOptions, Restored, TablespaceMap, Target, TargetAction,
-    TimelineChoice, make_plan, parse_time, parse_timeline, restore,
+    TimelineChoice, interrupted_backup, make_plan, parse_time, parse_timeline, restore,
 };
-use crate::store::Damage;
+use crate::store::{Catalog, Damage};
 use crate::wal::Lsn;
 
 /// Arguments of `restore`.
 #[derive(Debug, ClapArgs)]
 #[command(group(clap::ArgGroup::new("target").multiple(false)))]
 pub struct Args {
-    /// The data directory to make; it must be empty or not exist
+    /// The data directory to make; it must be empty or not exist, but for --delta. A restore that
+    /// was interrupted is ended by the same command
     #[arg(long, value_name = "DIR")]
     pgdata: PathBuf,
+    /// Restore over a data directory of the same cluster: what is right on disk is kept, what differs
+    /// is rewritten, and what does not belong is removed
+    #[arg(long)]
+    delta: bool,
     /// Recover to a moment, with its offset from UTC: "2026-11-23 14:05:00+01:00"
     #[arg(long, group = "target", value_name = "TIME", value_parser = parse_time)]
     target_time: Option<chrono::DateTime<chrono::Utc>>,
@@ -90,6 +95,9 @@ struct Report<'a> {
     timeline: u32,
     restored: bool,
     seconds: Option<f64>,
+    kept_bytes: Option<u64>,
+    fetched_bytes: Option<u64>,
+    removed_files: Option<u64>,
     damaged_objects: Vec<String>,
 }
 
@@ -122,7 +130,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
         target: args.target(),
         exclusive: args.exclusive,
         timeline: args.target_timeline,
-        backup: args.backup.clone(),
+        backup: args.backup.clone().or_else(|| begun_with(&catalog, &args)),
         regions: args.region.clone(),
     };
     let plan = make_plan(&catalog, &request).await?;
@@ -138,6 +146,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let options = RestoreOptions {
         pgdata: args.pgdata.clone(),
+        delta: args.delta,
         tablespaces: args.tablespace_map.clone(),
         jobs: args.jobs.map_or(2 * cores, usize::from),
         action: args.target_action,
@@ -162,6 +171,12 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
+/// The backup with which an interrupted restore to the same target began, as long as it is there.
+fn begun_with(catalog: &Catalog, args: &Args) -> Option<BackupLabel> {
+    interrupted_backup(&args.pgdata, &args.target(), args.exclusive)
+        .filter(|label| catalog.backups.contains_key(label))
+}
+
 fn report(plan: &Plan, restored: Option<&Restored>) -> Result<(), CliError> {
     let damage = restored.map(|restored| restored.damage.as_slice()).unwrap_or_default();
     output::json(&Report {
@@ -170,6 +185,9 @@ fn report(plan: &Plan, restored: Option<&Restored>) -> Result<(), CliError> {
         timeline: plan.timeline().0,
         restored: restored.is_some(),
         seconds: restored.map(|restored| restored.elapsed.as_secs_f64()),
+        kept_bytes: restored.map(|restored| restored.kept),
+        fetched_bytes: restored.map(|restored| restored.fetched),
+        removed_files: restored.map(|restored| restored.removed),
         damaged_objects: damage.iter().map(|d| format!("{}: {}", d.region, d.key)).collect(),
     })
 }
@@ -221,6 +239,18 @@ fn tell_outcome(restored: &Restored, pgdata: &std::path::Path) {
         output::duration(Duration::from_secs_f64(restored.elapsed.as_secs_f64())),
         output::bytes(rate as u64)
     ));
+    if restored.kept > 0 || restored.removed > 0 {
+        output::note(&format!(
+            "{} of it were on disk already, {} were read; {} that did not belong there {} removed",
+            output::bytes(restored.kept),
+            output::bytes(restored.fetched),
+            match restored.removed {
+                1 => "1 file".to_owned(),
+                number => format!("{number} files"),
+            },
+            if restored.removed == 1 { "was" } else { "were" }
+        ));
+    }
     for damage in &restored.damage {
         tell_damage(damage);
     }

@@ -20,7 +20,7 @@ pub use alive::{Alive, RegionWord};
 pub use backup::{BackupInfo, BackupLabel, BackupType, InvalidLabel, StoredObject, Tablespace};
 pub use container::{
     Container, ContainerError, ContainerWriter, FRAME_SIZE, Frame, FrameRange, TRAILER_GUESS,
-    Trailer, TrailerRead, compress_frame, decompress_frame,
+    Trailer, TrailerRead, compress_frame, decompress_frame, decompress_frame_into,
 };
 pub use coverage::{CoverPart, Coverage, Divergence};
 pub use files::{

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::RestoreError;
@@ -17,27 +17,30 @@ pub struct TablespaceMap {
     pub new: PathBuf,
 }
 
-/// Checks that a folder is not there or empty, and that nobody uses it.
+/// Checks that a tablespace may go to a folder: it is not there, empty, or the tablespace's already
+/// by its link in the data directory.
 ///
 /// # Errors
-/// When it holds anything, with what to do about it.
-pub(super) fn check_empty(folder: &Path) -> Result<(), RestoreError> {
-    let refuse =
-        |problem: String| Err(RestoreError::Directory { path: folder.to_owned(), problem });
-    let mut entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return refuse(error.to_string()),
-    };
-    if folder.join("postmaster.pid").exists() {
-        return refuse("a PostgreSQL server runs in it (postmaster.pid is there)".into());
+/// When it holds anything else, with what to do about it.
+pub(super) fn check_place(data: &Path, oid: u32, place: &Path) -> Result<(), RestoreError> {
+    let refuse = |problem: String| Err(RestoreError::Directory { path: place.to_owned(), problem });
+    let link = data.join("pg_tblspc").join(oid.to_string());
+    if fs::read_link(link).is_ok_and(|target| target == place) {
+        return Ok(());
     }
-    match entries.next() {
-        None => Ok(()),
-        Some(_) => refuse(
-            "it is not empty; move its content away, or restore into another directory".into(),
+    match fs::read_dir(place).map(Iterator::count) {
+        Ok(0) => Ok(()),
+        Ok(_) => refuse(
+            "a tablespace would go there, and it is not empty; move its content away, or place the tablespace elsewhere with --tablespace-map".into(),
         ),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => refuse(error.to_string()),
     }
+}
+
+/// Makes a file that only its owner can read.
+pub(super) fn create_private(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// Makes a folder as PostgreSQL wants it: for its owner alone.
@@ -46,8 +49,6 @@ pub(super) fn make_private(folder: &Path, mode: u32) -> io::Result<()> {
     // The umask may have taken bits, and an empty folder may have been there.
     fs::set_permissions(folder, fs::Permissions::from_mode(mode))
 }
-
-use std::os::unix::fs::PermissionsExt;
 
 /// Where each tablespace goes: remapped, or where it was on the server.
 pub(super) fn place_tablespaces(
@@ -87,7 +88,11 @@ pub(super) fn link_tablespaces(folder: &Path, places: &[(u32, PathBuf)]) -> io::
     make_private(&links, 0o700)?;
     for (oid, path) in places {
         make_private(path, 0o700)?;
-        symlink(path, links.join(oid.to_string()))?;
+        let link = links.join(oid.to_string());
+        if fs::read_link(&link).is_ok_and(|target| target == *path) {
+            continue;
+        }
+        symlink(path, link)?;
     }
     Ok(())
 }
@@ -124,6 +129,20 @@ pub(super) fn free_bytes(folder: &Path) -> io::Result<u64> {
     let existing = absolute.ancestors().find(|ancestor| ancestor.exists());
     let stat = rustix::fs::statvfs(existing.unwrap_or(Path::new("/")))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Bytes that files below a folder take. Links are not followed.
+pub(super) fn held_bytes(folder: &Path) -> io::Result<u64> {
+    let mut held = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        held += match metadata.is_dir() {
+            true => held_bytes(&entry.path())?,
+            false => metadata.blocks().saturating_mul(512),
+        };
+    }
+    Ok(held)
 }
 
 /// Makes everything on the file system of `folder` durable with one call.

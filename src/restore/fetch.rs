@@ -1,66 +1,96 @@
 //! Brings the files of a backup to disk: parallel ranged reads, each frame verified before it is
-//! written, a bad or missing range read from the next region.
+//! written, a bad, missing or slow range read from another region.
+//!
+//! Where files are there already (`--delta`, or a restore that was interrupted), a frame is put
+//! together from them first; if it has the hash that the index names, nothing is read or written.
+//! A crash leaves files that are partly right, which the next comparison finds out.
 
-use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZero;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use rustix::fs::Advice;
+use tokio::sync::Semaphore;
 
 use super::RestoreError;
+use super::compare::{make_zero, same_as_frame, write_if_different};
 use super::directory::make_private;
+use super::frames::{Request, Wanted, Write, group, requests};
 use crate::backup::Progress;
 use crate::repo::{
-    ContentKey, Extent, FileIndex, FileKind, PackEntry, PackFrame, decompress_frame, pack_key,
+    ContentKey, Extent, FileEntry, FileIndex, FileKind, decompress_frame_into, pack_key,
 };
-use crate::store::{Region, Regions, StoreError};
-
-/// The most stored bytes that one request reads.
-const REQUEST_SIZE: u64 = 8 << 20;
-/// Frames that nobody wants are read along up to this size rather than asking twice.
-const SKIP_SIZE: u64 = 256 << 10;
+use crate::store::{Regions, StoreError};
 
 /// What writing a file takes.
 const WRITABLE: u32 = 0o600;
+/// Stored bytes that are asked for and not yet written, whatever the number of reads at once.
+const BUDGET_KIB: usize = 256 << 10;
+/// Runs from this size on are sent to the disk at once; the rest waits for the sync at the end.
+const SEND_SIZE: u64 = 256 << 10;
 
-/// A run of bytes to write.
-#[derive(Clone, Copy, Debug)]
-struct Write {
-    file: u32,
-    file_offset: u64,
-    frame: u32,
-    frame_offset: u32,
-    length: u32,
-}
-
-/// One ranged read and what to do with it.
-#[derive(Debug)]
-struct Job {
-    pack: u32,
-    first_frame: u32,
-    last_frame: u32,
-    /// Offset of the first frame in the pack.
-    offset: u64,
-    length: u64,
-    writes: Vec<Write>,
-}
-
-/// What is shared by all jobs.
+/// What is shared by all requests.
 pub(super) struct Fetch {
-    pub(super) regions: Regions,
-    pub(super) key: ContentKey,
+    regions: Regions,
+    key: ContentKey,
     pub(super) folder: PathBuf,
     pub(super) index: FileIndex,
-    pub(super) jobs_at_once: usize,
-    pub(super) progress: Arc<Progress>,
+    at_once: usize,
+    /// Files may be there already: compare before reading.
+    compares: bool,
+    progress: Arc<Progress>,
+    budget: Semaphore,
+    fetched: AtomicU64,
+    kept: AtomicU64,
 }
 
 impl Fetch {
-    /// Writes all files that `wanted` accepts, by path. Folders must be there.
+    pub(super) fn new(
+        regions: Regions,
+        key: ContentKey,
+        folder: PathBuf,
+        index: FileIndex,
+        at_once: usize,
+        progress: Arc<Progress>,
+    ) -> Fetch {
+        Fetch {
+            regions,
+            key,
+            folder,
+            index,
+            at_once,
+            compares: false,
+            progress,
+            budget: Semaphore::new(BUDGET_KIB),
+            fetched: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+        }
+    }
+
+    /// Looks at what is there before reading.
+    pub(super) fn comparing(mut self, compares: bool) -> Fetch {
+        self.compares = compares;
+        self
+    }
+
+    /// Stored bytes that were read.
+    pub(super) fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of files that were right already.
+    pub(super) fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Writes all files that `wanted` accepts, by path. They must be prepared.
     ///
     /// # Errors
     /// When no region can give a range, or the disk takes it not.
@@ -68,192 +98,269 @@ impl Fetch {
         self: &Arc<Self>,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<(), RestoreError> {
-        let jobs = self.plan(&wanted);
         let this = self.clone();
-        futures_util::stream::iter(jobs)
-            .map(|job| {
-                let this = this.clone();
-                async move { this.job(job).await }
-            })
-            .buffer_unordered(self.jobs_at_once)
-            .try_collect::<Vec<()>>()
-            .await?;
-        Ok(())
+        futures_util::stream::iter(requests(&self.index, &wanted))
+            .map(|request| this.clone().bring(request))
+            .buffer_unordered(self.at_once)
+            .try_for_each(|()| std::future::ready(Ok(())))
+            .await
     }
 
-    /// Makes all folders, and files at their full length: with the right mode from the start.
+    /// Makes all folders, and the files that no single write makes, at their full length: files of
+    /// one extent are made when their content has come. With the right mode from the start.
     pub(super) fn prepare(&self, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
-        for file in &self.index.files {
-            if !wanted(&file.path) {
-                continue;
-            }
+        let mut known_parent = PathBuf::new();
+        for file in self.index.files.iter().filter(|file| wanted(&file.path)) {
             let path = self.folder.join(&file.path);
-            match &file.kind {
-                FileKind::Directory => make_private(&path, file.mode.max(0o700))?,
-                FileKind::File { size, .. } => {
-                    if let Some(parent) = path.parent()
-                        && !parent.is_dir()
-                    {
-                        make_private(parent, 0o700)?;
-                    }
-                    create(&path, file.mode | WRITABLE)?.set_len(*size)?;
+            let FileKind::File { size, extents, .. } = &file.kind else {
+                make_private(&path, file.mode.max(0o700)).map_err(|error| named(&path, error))?;
+                continue;
+            };
+            if let Some(parent) = path.parent().filter(|parent| *parent != known_parent) {
+                if !parent.is_dir() {
+                    make_private(parent, 0o700)?;
                 }
+                parent.clone_into(&mut known_parent);
+            }
+            if self.compares {
+                self.prepare_known(&path, file, *size, extents)?;
+            } else if !matches!(extents.as_slice(), [Extent::Stored { .. }]) {
+                let handle = self.open(file)?;
+                handle.set_len(*size).map_err(|error| named(&path, error))?;
             }
         }
         Ok(())
     }
 
-    /// Gives the files their modes that this program's own writing would not have allowed.
+    /// As [`Fetch::prepare`] for one file that may be there already.
+    fn prepare_known(
+        &self,
+        path: &Path,
+        file: &FileEntry,
+        size: u64,
+        extents: &[Extent],
+    ) -> io::Result<()> {
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.permissions().mode() & WRITABLE != WRITABLE => {
+                fs::set_permissions(path, fs::Permissions::from_mode(file.mode | WRITABLE))?;
+            }
+            _ => {}
+        }
+        let handle = self.open(file)?;
+        if handle.metadata()?.len() != size {
+            handle.set_len(size).map_err(|error| named(path, error))?;
+        }
+        let mut offset = 0;
+        for extent in extents {
+            if let Extent::Zeros { length } = extent {
+                make_zero(&handle, offset, *length).map_err(|error| named(path, error))?;
+            }
+            offset += extent.length();
+        }
+        Ok(())
+    }
+
+    /// Gives the files their modes that the umask, this program's own writing or whoever made them
+    /// would not have allowed.
     pub(super) fn set_modes(&self, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
         let files = self.index.files.iter().filter(|file| wanted(&file.path));
         for file in files.filter(|file| file.kind != FileKind::Directory) {
-            if file.mode & WRITABLE != WRITABLE {
+            if self.compares || file.mode & 0o777 != WRITABLE {
                 let path = self.folder.join(&file.path);
-                fs::set_permissions(path, fs::Permissions::from_mode(file.mode))?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))
+                    .map_err(|error| named(&path, error))?;
             }
         }
         Ok(())
     }
 
-    /// Groups what is wanted by pack and frame, and neighbouring frames into one request.
-    fn plan(&self, wanted: &impl Fn(&str) -> bool) -> Vec<Job> {
-        let mut by_frame: BTreeMap<(u32, u32), Vec<Write>> = BTreeMap::new();
-        for (number, file) in self.index.files.iter().enumerate() {
-            let FileKind::File { extents, .. } = &file.kind else { continue };
-            if !wanted(&file.path) {
-                continue;
+    async fn bring(self: Arc<Self>, request: Request) -> Result<(), RestoreError> {
+        let requests = match self.compares {
+            false => vec![request],
+            true => {
+                let this = self.clone();
+                let differing = tokio::task::spawn_blocking(move || this.differing(request));
+                differing.await.map_err(io::Error::other)??
             }
-            let mut file_offset = 0;
-            for extent in extents {
-                if let Extent::Stored { pack, frame, offset, length } = *extent {
-                    let file = number as u32;
-                    let write = Write { file, file_offset, frame, frame_offset: offset, length };
-                    by_frame.entry((pack, frame)).or_default().push(write);
-                }
-                file_offset += extent.length();
-            }
+        };
+        for request in requests {
+            self.clone().read_and_write(Arc::new(request)).await?;
         }
-        let offsets: Vec<Vec<u64>> = self.index.packs.iter().map(frame_offsets).collect();
-        let mut jobs: Vec<Job> = Vec::new();
-        for ((pack, frame), writes) in by_frame {
-            let offset = offsets[pack as usize][frame as usize];
-            let stored = self.index.packs[pack as usize].frames[frame as usize].stored_size;
-            let end = offset + u64::from(stored);
-            match jobs.last_mut() {
-                Some(job)
-                    if job.pack == pack
-                        && end - job.offset <= REQUEST_SIZE
-                        && offset - (job.offset + job.length) <= SKIP_SIZE =>
-                {
-                    job.last_frame = frame;
-                    job.length = end - job.offset;
-                    job.writes.extend(writes);
-                }
-                _ => jobs.push(Job {
-                    pack,
-                    first_frame: frame,
-                    last_frame: frame,
-                    offset,
-                    length: u64::from(stored),
-                    writes,
-                }),
-            }
-        }
-        jobs
+        Ok(())
     }
 
-    async fn job(self: Arc<Self>, job: Job) -> Result<(), RestoreError> {
-        let pack = &self.index.packs[job.pack as usize];
-        let object = pack_key(&pack.label, pack.number);
-        let job = Arc::new(job);
-        let this = self.clone();
+    /// What of a request is not on disk already.
+    fn differing(&self, request: Request) -> io::Result<Vec<Request>> {
+        let mut files = Files::new(self);
+        let mut content = Vec::new();
+        let mut left = Vec::new();
+        let Request { pack, frames } = request;
+        for wanted in frames {
+            let hash = self.index.packs[pack as usize].frames[wanted.frame as usize].hash;
+            let read = |write: &Write, bytes: &mut [u8]| -> io::Result<()> {
+                files.of(write)?.read_exact_at(bytes, write.file_offset)
+            };
+            if same_as_frame(&wanted, hash, &self.key, &mut content, read)? {
+                let bytes = wanted.writes.iter().map(|write| u64::from(write.length)).sum();
+                self.kept.fetch_add(bytes, Ordering::Relaxed);
+                self.progress.add(bytes);
+            } else {
+                left.push(wanted);
+            }
+        }
+        Ok(group(pack, left))
+    }
+
+    async fn read_and_write(self: Arc<Self>, request: Arc<Request>) -> Result<(), RestoreError> {
+        let pack = &self.index.packs[request.pack as usize];
+        let object = &pack_key(&pack.label, pack.number);
+        let range = request.offset()..request.offset() + request.length();
+        let permits = (request.length() >> 10).clamp(1, BUDGET_KIB as u64) as u32;
+        let _permit = self.budget.acquire_many(permits).await.map_err(io::Error::other)?;
+        let (this, request) = (&self, &request);
         self.regions
-            .read(|region| {
-                let (this, job, object) = (this.clone(), job.clone(), object.clone());
-                async move { this.read_and_write(&region, &object, job).await }
-            })
+            .read_soonest(
+                |region| {
+                    let range = range.clone();
+                    async move { region.get_range(object, range).await }
+                },
+                |region, bytes: Bytes| {
+                    let (this, request) = (this.clone(), request.clone());
+                    async move {
+                        this.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        let work = move || this.decode_and_write(&bytes, &request);
+                        match tokio::task::spawn_blocking(work).await {
+                            Ok(Ok(outcome)) => Ok::<_, StoreError>(outcome),
+                            Ok(Err(problem)) => Err(region.damaged(object, problem)),
+                            Err(error) => Ok(Err(io::Error::other(error))),
+                        }
+                    }
+                },
+            )
             .await?
             .map_err(RestoreError::Io)
     }
 
-    /// Reads from one region. The outer error asks for the next region; the inner one is the
-    /// disk's.
-    async fn read_and_write(
-        self: Arc<Self>,
-        region: &Region,
-        object: &str,
-        job: Arc<Job>,
-    ) -> Result<io::Result<()>, StoreError> {
-        let bytes = region.get_range(object, job.offset..job.offset + job.length).await?;
-        let this = self.clone();
-        let work = tokio::task::spawn_blocking(move || this.decode_and_write(&bytes, &job));
-        match work.await {
-            Ok(Ok(outcome)) => Ok(outcome),
-            Ok(Err(problem)) => Err(region.damaged(object, problem)),
-            Err(error) => Ok(Err(io::Error::other(error))),
-        }
-    }
-
-    /// The outer error is damage.
-    fn decode_and_write(&self, bytes: &Bytes, job: &Job) -> Result<io::Result<()>, String> {
-        let pack = &self.index.packs[job.pack as usize];
-        let mut offset = 0;
-        let mut writes = job.writes.iter().peekable();
-        for number in job.first_frame..=job.last_frame {
-            let frame = &pack.frames[number as usize];
-            let stored = &bytes[offset..offset + frame.stored_size as usize];
-            offset += frame.stored_size as usize;
-            if writes.peek().is_none_or(|write| write.frame != number) {
-                continue;
-            }
-            let raw = self.open_frame(stored, frame, number)?;
-            while let Some(write) = writes.next_if(|write| write.frame == number) {
-                let from = write.frame_offset as usize;
-                let part = &raw[from..from + write.length as usize];
-                if let Err(error) = self.write(write, part) {
-                    return Ok(Err(error));
-                }
-                self.progress.add(u64::from(write.length));
+    /// The outer error is damage, the inner one the disk's.
+    fn decode_and_write(&self, bytes: &Bytes, request: &Request) -> Result<io::Result<()>, String> {
+        let mut files = Files::new(self);
+        let mut raw = Vec::new();
+        for wanted in &request.frames {
+            let from = (wanted.offset - request.offset()) as usize;
+            let stored = &bytes[from..from + wanted.stored_size as usize];
+            self.open_frame(stored, request.pack, wanted, &mut raw)?;
+            if let Err(error) = self.write_frame(&mut files, wanted, &raw) {
+                return Ok(Err(error));
             }
         }
         Ok(Ok(()))
     }
 
-    fn open_frame(&self, stored: &[u8], frame: &PackFrame, number: u32) -> Result<Vec<u8>, String> {
-        let raw = decompress_frame(stored, frame.raw_size)
+    fn open_frame(
+        &self,
+        stored: &[u8],
+        pack: u32,
+        wanted: &Wanted,
+        raw: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        let frame = &self.index.packs[pack as usize].frames[wanted.frame as usize];
+        let number = wanted.frame;
+        decompress_frame_into(stored, frame.raw_size, raw)
             .map_err(|error| format!("frame {number}: {error}"))?;
-        if self.key.hash(&raw).short() != frame.hash {
+        if self.key.hash(raw).short() != frame.hash {
             return Err(format!("frame {number} does not have the hash that files.idx names"));
         }
-        Ok(raw)
+        Ok(())
     }
 
-    fn write(&self, write: &Write, bytes: &[u8]) -> io::Result<()> {
-        let file = &self.index.files[write.file as usize];
+    fn write_frame(&self, files: &mut Files<'_>, wanted: &Wanted, raw: &[u8]) -> io::Result<()> {
+        for write in &wanted.writes {
+            let from = write.frame_offset as usize;
+            let part = &raw[from..from + write.length as usize];
+            let handle = files.of(write)?;
+            let outcome = match self.compares {
+                true => write_if_different(handle, part, write.file_offset),
+                false => handle.write_all_at(part, write.file_offset),
+            };
+            outcome.map_err(|error| named(&self.path(write), error))?;
+            files.wrote(write);
+            self.progress.add(u64::from(write.length));
+        }
+        Ok(())
+    }
+
+    fn path(&self, write: &Write) -> PathBuf {
+        self.folder.join(&self.index.files[write.file as usize].path)
+    }
+
+    fn open(&self, file: &FileEntry) -> io::Result<File> {
         let path = self.folder.join(&file.path);
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let handle = OpenOptions::new().write(true).open(&path).map_err(named)?;
-        handle.write_all_at(bytes, write.file_offset).map_err(named)
+        OpenOptions::new()
+            .read(self.compares)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(file.mode | WRITABLE)
+            .open(&path)
+            .map_err(|error| named(&path, error))
     }
 }
 
-fn frame_offsets(pack: &PackEntry) -> Vec<u64> {
-    let mut offset = 0;
-    let next = |frame: &PackFrame| {
-        let start = offset;
-        offset += u64::from(frame.stored_size);
-        start
-    };
-    pack.frames.iter().map(next).collect()
+/// The file that is open: neighbouring blocks mostly belong to one.
+struct Files<'a> {
+    fetch: &'a Fetch,
+    open: Option<(u32, File)>,
+    /// What was written to it.
+    written: Range<u64>,
 }
 
-fn create(path: &Path, mode: u32) -> io::Result<fs::File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+impl Files<'_> {
+    fn new(fetch: &Fetch) -> Files<'_> {
+        Files { fetch, open: None, written: 0..0 }
+    }
+
+    fn of(&mut self, write: &Write) -> io::Result<&File> {
+        if self.open.as_ref().is_some_and(|(number, _)| *number != write.file) {
+            self.send();
+        }
+        let (_, handle) = match self.open.take() {
+            Some(open) if open.0 == write.file => self.open.insert(open),
+            _ => {
+                let file = self.fetch.open(&self.fetch.index.files[write.file as usize])?;
+                self.open.insert((write.file, file))
+            }
+        };
+        Ok(handle)
+    }
+
+    fn wrote(&mut self, write: &Write) {
+        let end = write.file_offset + u64::from(write.length);
+        self.written = match self.written.is_empty() {
+            true => write.file_offset..end,
+            false => self.written.start.min(write.file_offset)..self.written.end.max(end),
+        };
+    }
+
+    /// Lets the disk begin with what was written: the system would keep it in memory, and the sync
+    /// at the end would have to wait for all of it.
+    fn send(&mut self) {
+        let written = std::mem::replace(&mut self.written, 0..0);
+        if let Some((_, file)) = &self.open
+            && written.end - written.start >= SEND_SIZE
+        {
+            let length = NonZero::new(written.end - written.start);
+            // The kernel begins to write what it is told is not needed soon. If not: the sync does.
+            let _ = rustix::fs::fadvise(file, written.start, length, Advice::DontNeed);
+        }
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        self.send();
+    }
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

@@ -4,8 +4,13 @@
 //! cannot start. The plan lies beside the data for [`wal_fetch`], which PostgreSQL calls while it
 //! replays.
 
+mod clear;
+mod compare;
 mod directory;
 mod fetch;
+mod frames;
+mod manifest;
+mod occupant;
 mod plan;
 mod run;
 mod settings;
@@ -21,11 +26,15 @@ use crate::repo::FileIndexError;
 use crate::store::ReadError;
 
 pub use directory::TablespaceMap;
+pub use occupant::interrupted_backup;
 pub use plan::{PLAN_FILE, PathPart, Plan, PlanError, PlanRequest, make_plan};
 pub use run::{RestoreOptions, Restored, restore};
 pub use target::{Target, TargetAction, TimelineChoice, parse_time, parse_timeline};
 pub use wal_fetch::{FetchError, Fetched, Source, read_plan};
 pub use window::{RecoveryWindow, recovery_window};
+
+/// The plan's name until it is whole.
+const PLAN_BEING_WRITTEN: &str = "pgkeep-restore.json.new";
 
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,30 +1,33 @@
 //! The restore itself: the plan is made, now the directory.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::RestoreError;
+use super::clear::{Belongings, clear, remove_control};
 use super::directory::{
-    TablespaceMap, check_empty, free_bytes, give, link_tablespaces, make_private, owner_for,
-    place_tablespaces, sync_file_system,
+    TablespaceMap, check_place, free_bytes, give, held_bytes, link_tablespaces, make_private,
+    owner_for, place_tablespaces, sync_file_system,
 };
 use super::fetch::Fetch;
+use super::manifest::Manifest;
+use super::occupant::{Occupant, PG_CONTROL, lock, occupant, write_plan};
 use super::plan::{PLAN_FILE, Plan};
 use super::settings::{recovery_settings, shell_word, write_recovery};
 use super::target::TargetAction;
 use crate::backup::Progress;
-use crate::repo::{BackupInfo, ContentKey, FileIndex, PieceName, files_idx_key};
-use crate::store::{Catalog, Damage, ReadError, Regions, read_piece};
+use crate::repo::{
+    BackupInfo, ContentKey, FileIndex, PieceName, StoredObject, files_idx_key, manifest_key,
+};
+use crate::store::{Catalog, Damage, ReadError, Region, Regions, read_piece};
 
 /// How often WAL that is checked is looked for again under another name.
 const CHECK_ATTEMPTS: usize = 20;
-/// The file without which no directory starts.
-const PG_CONTROL: &str = "global/pg_control";
 /// Files that belong to the server that was backed up, not to a copy of it.
 const LEFT_OUT: [&str; 4] =
     ["tablespace_map", "standby.signal", "recovery.signal", "pgkeep-restore.json"];
@@ -34,6 +37,8 @@ const LEFT_OUT: [&str; 4] =
 pub struct RestoreOptions {
     /// The data directory to make.
     pub pgdata: PathBuf,
+    /// It may be a data directory of the same cluster: only what differs is rewritten.
+    pub delta: bool,
     /// Tablespaces that go elsewhere.
     pub tablespaces: Vec<TablespaceMap>,
     /// Ranged reads at once.
@@ -55,6 +60,12 @@ pub struct RestoreOptions {
 pub struct Restored {
     /// Bytes of the data directory.
     pub bytes: u64,
+    /// Bytes of it that were on disk already.
+    pub kept: u64,
+    /// Stored bytes that were read.
+    pub fetched: u64,
+    /// Files, links and folders that did not belong there.
+    pub removed: u64,
     /// How long it took.
     pub elapsed: Duration,
     /// Bad copies that were met, and passed over.
@@ -65,7 +76,7 @@ pub struct Restored {
 ///
 /// # Errors
 /// When the directory may not be used, a range cannot be had from any region, or the disk fails.
-/// What was written until then cannot start.
+/// What was written until then cannot start, and the same restore again ends what was begun.
 pub async fn restore(
     catalog: &Catalog,
     plan: &Plan,
@@ -77,61 +88,104 @@ pub async fn restore(
         return Err(RestoreError::Usage(format!("there is no backup {}", plan.backup)));
     };
     let places = place_tablespaces(&info.tablespaces, &options.tablespaces)?;
-    check_empty(&options.pgdata)?;
-    for (_, place) in &places {
-        check_empty(place)?;
+    for (oid, place) in &places {
+        check_place(&options.pgdata, *oid, place)?;
     }
-    check_space(&options.pgdata, plan)?;
+    let found = occupant(&options.pgdata, plan, options.delta)?;
+    check_space(&options.pgdata, plan, found)?;
     let owner = owner_for(&options.pgdata)?;
     let key = ContentKey::for_system(catalog.lineage.system_id());
     let index = read_index(&catalog.regions, info, &key).await?;
-    make_private(&options.pgdata, 0o700)?;
-    link_tablespaces(&options.pgdata, &places)?;
+    if found == Occupant::Nothing {
+        make_private(&options.pgdata, 0o700)?;
+    }
+    let _alone = lock(&options.pgdata)?;
+    // Another restore may have come first.
+    let found = occupant(&options.pgdata, plan, options.delta)?;
+    write_plan(&options.pgdata, plan)?;
     progress.set_total(info.size);
-    let fetch = Arc::new(Fetch {
-        regions: catalog.regions.clone(),
-        key,
-        folder: options.pgdata.clone(),
-        index,
-        jobs_at_once: options.jobs,
-        progress: progress.clone(),
-    });
-    let most = |path: &str| path != PG_CONTROL && !LEFT_OUT.contains(&path);
-    let preparing = fetch.clone();
-    blocking(move || preparing.prepare(most)).await?;
+    let (folder, regions) = (options.pgdata.clone(), catalog.regions.clone());
+    let fetch = Fetch::new(regions, key.clone(), folder, index, options.jobs, progress.clone());
+    let fetch = Arc::new(fetch.comparing(found != Occupant::Nothing));
+    let (preparing, tablespaces, major) = (fetch.clone(), places.clone(), info.postgres_major);
+    let removed = blocking(move || {
+        let (folder, index) = (&preparing.folder, &preparing.index);
+        let mut removed = 0;
+        if found != Occupant::Nothing {
+            remove_control(folder)?;
+            removed = clear(folder, &Belongings::new(index, most, &tablespaces, major))?;
+        }
+        link_tablespaces(folder, &tablespaces)?;
+        preparing.prepare(most)?;
+        Ok(removed)
+    })
+    .await?;
     let wal = async {
         match options.check_wal {
             true => check_wal(catalog, plan, options.jobs).await,
             false => Ok(()),
         }
     };
-    tokio::try_join!(fetch.run(most), wal)?;
-    fetch.set_modes(most)?;
-    write_recovery(&options.pgdata, &settings(plan, options))?;
-    let plan_bytes = serde_json::to_vec_pretty(plan).map_err(io::Error::from)?;
-    fs::write(options.pgdata.join(PLAN_FILE), plan_bytes)?;
-    let folders: Vec<PathBuf> = std::iter::once(options.pgdata.clone())
-        .chain(places.iter().map(|(_, p)| p.clone()))
+    let manifest = async { Ok(read_manifest(&catalog.regions, info, &key).await) };
+    let ((), (), manifest) = tokio::try_join!(fetch.run(most), wal, manifest)?;
+    finish(&fetch, manifest, &settings(plan, options), &places, owner).await?;
+    Ok(Restored {
+        bytes: info.size,
+        kept: fetch.kept(),
+        fetched: fetch.fetched(),
+        removed,
+        elapsed: began.elapsed(),
+        damage: catalog.regions.damage(),
+    })
+}
+
+/// Whether a file of a backup is restored with the others.
+fn most(path: &str) -> bool {
+    path != PG_CONTROL && is_restored(path)
+}
+
+fn is_restored(path: &str) -> bool {
+    !LEFT_OUT.contains(&path)
+}
+
+/// Writes what recovery needs, makes everything durable, and only then lets the directory start.
+async fn finish(
+    fetch: &Arc<Fetch>,
+    manifest: Option<Manifest>,
+    settings: &str,
+    places: &[(u32, PathBuf)],
+    owner: Option<(u32, u32)>,
+) -> Result<(), RestoreError> {
+    let folders: Vec<PathBuf> = std::iter::once(fetch.folder.clone())
+        .chain(places.iter().map(|(_, place)| place.clone()))
         .collect();
-    let (pgdata, all) = (options.pgdata.clone(), folders.clone());
+    fetch.set_modes(most)?;
+    write_recovery(&fetch.folder, settings)?;
+    let last = |path: &str| path == PG_CONTROL;
+    let this = fetch.clone();
     blocking(move || {
-        if let Some(owner) = owner {
-            all.iter().try_for_each(|folder| give(folder, owner))?;
+        if let Some(manifest) = manifest {
+            // The server's own entry of pg_control is right.
+            manifest.write(&this.folder, &this.index, is_restored, &[PLAN_FILE])?;
         }
-        all.iter().try_for_each(|folder| sync_file_system(folder))
+        if let Some(owner) = owner {
+            folders.iter().try_for_each(|folder| give(folder, owner))?;
+        }
+        folders.iter().try_for_each(|folder| sync_file_system(folder))
     })
     .await?;
-    let last = |path: &str| path == PG_CONTROL;
     fetch.prepare(last)?;
     fetch.run(last).await?;
+    fetch.set_modes(last)?;
+    let folder = fetch.folder.clone();
     blocking(move || {
         if let Some((user, group)) = owner {
-            std::os::unix::fs::chown(pgdata.join(PG_CONTROL), Some(user), Some(group))?;
+            std::os::unix::fs::chown(folder.join(PG_CONTROL), Some(user), Some(group))?;
         }
-        sync_file_system(&pgdata)
+        sync_file_system(&folder)
     })
     .await?;
-    Ok(Restored { bytes: info.size, elapsed: began.elapsed(), damage: catalog.regions.damage() })
+    Ok(())
 }
 
 /// Reads and verifies every piece of WAL that recovery will ask for: damage is found now, not after
@@ -176,12 +230,18 @@ async fn check_piece(
     Ok(())
 }
 
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-fn check_space(folder: &Path, plan: &Plan) -> Result<(), RestoreError> {
-    let free = free_bytes(folder)?;
+fn check_space(folder: &Path, plan: &Plan, found: Occupant) -> Result<(), RestoreError> {
+    let held = match found {
+        Occupant::Nothing => 0,
+        _ => held_bytes(folder)?,
+    };
+    let free = free_bytes(folder)?.saturating_add(held);
     // Recovery itself writes WAL: a few segments.
     let needed = plan.data_bytes + 3 * plan.wal_segment_size.bytes();
     if needed > free {
@@ -190,26 +250,48 @@ fn check_space(folder: &Path, plan: &Plan) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Reads `files.idx`, checked against the hash in `backup.json`.
+/// Reads `files.idx`.
 async fn read_index(
     regions: &Regions,
     info: &BackupInfo,
     key: &ContentKey,
 ) -> Result<FileIndex, RestoreError> {
-    let object = files_idx_key(&info.label);
-    let (expected, object) = (&info.files_idx, &object);
-    let bytes = regions
-        .read(|region| async move {
-            let bytes = region.get(object).await?;
-            if bytes.len() as u64 != expected.size || key.hash(&bytes) != expected.hash {
-                return Err(region.damaged(object, "it does not have the hash in backup.json"));
-            }
-            Ok(bytes)
-        })
-        .await?;
+    let bytes = read_whole(regions, &files_idx_key(&info.label), &info.files_idx, key).await?;
     Ok(tokio::task::spawn_blocking(move || FileIndex::decode(bytes))
         .await
         .map_err(io::Error::other)??)
+}
+
+/// Reads the server's manifest. A restore does not fail for it.
+async fn read_manifest(regions: &Regions, info: &BackupInfo, key: &ContentKey) -> Option<Manifest> {
+    let object = manifest_key(&info.label);
+    let problem = match read_whole(regions, &object, &info.backup_manifest, key).await {
+        Ok(bytes) => match tokio::task::spawn_blocking(move || Manifest::parse(&bytes)).await {
+            Ok(Ok(manifest)) => return Some(manifest),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        },
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!("no backup_manifest is written, which pg_verifybackup needs: {problem}");
+    None
+}
+
+/// Reads an object, checked against the hash in `backup.json`.
+async fn read_whole(
+    regions: &Regions,
+    object: &str,
+    expected: &StoredObject,
+    key: &ContentKey,
+) -> Result<Bytes, ReadError> {
+    let read = |region: Region| async move { region.get(object).await };
+    let check = |region: Region, bytes: Bytes| async move {
+        if bytes.len() as u64 != expected.size || key.hash(&bytes) != expected.hash {
+            return Err(region.damaged(object, "it does not have the hash in backup.json"));
+        }
+        Ok(bytes)
+    };
+    regions.read_soonest(read, check).await
 }
 
 fn settings(plan: &Plan, options: &RestoreOptions) -> String {

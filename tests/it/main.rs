@@ -23,6 +23,7 @@ mod main_path;
 mod region_faults;
 mod regions;
 mod repair;
+mod restore_over;
 mod segments;
 mod server_faults;
 mod shapes;
