@@ -8,9 +8,15 @@
 //! (invariant I3).
 
 mod after_gap;
+mod base;
 mod fanout;
+mod incremental;
 mod packer;
 mod packs;
+mod parent;
+mod parent_file;
+mod receive;
+mod records;
 mod take;
 mod tar;
 mod wal;
@@ -19,10 +25,11 @@ use std::time::Duration;
 
 use crate::archive::ArchiveError;
 use crate::pg::PgError;
-use crate::repo::BackupInfo;
-use crate::store::StoreError;
+use crate::repo::{BackupInfo, BackupLabel};
+use crate::store::{ReadError, StoreError};
 
 pub use crate::progress::Progress;
+pub use crate::repo::BackupType;
 pub use after_gap::back_up_after_gaps;
 pub use take::{BackupRequest, take_backup};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
@@ -55,6 +62,12 @@ pub enum BackupError {
     /// Every region failed.
     #[error("the backup reached no region: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoRegion(Vec<StoreError>),
+    /// The regions cannot be read for what the backup builds on.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The backup that this one builds on cannot be used.
+    #[error("the parent {0} cannot be used: {1}; \"pgkeep backup --type full\" needs none")]
+    Parent(BackupLabel, String),
     /// The system.
     #[error("{0}")]
     Io(#[from] std::io::Error),

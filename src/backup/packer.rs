@@ -1,212 +1,284 @@
-//! From files to frames: which bytes share a frame, and the index that says where they went.
+//! From files to frames: which blocks of a backup are new, which frame holds them, and the index
+//! that says where every byte lies.
 //!
-//! Files are cut at multiples of 1 MiB into blocks. A block never crosses a frame; small files and
-//! the last blocks of large ones share frames, in the order in which the server sends them.
+//! Files are cut at multiples of [`BLOCK_SIZE`]. Blocks of zeros are not stored. A block that the
+//! parent has under the same path and number is not stored either: the index names the parent's.
+//! All others fill frames in the order in which the server sends them; none crosses a frame.
+//!
+//! Of each file only its record is kept, a few bytes: a cluster may have millions.
+
+use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-use super::tar::{TarEntry, TarKind};
-use crate::repo::{BackupLabel, Extent, FRAME_SIZE, FileEntry, FileIndex, FileKind, PackEntry};
+use super::parent_file::ParentFile;
+use super::records::{Part, Record, Records};
+use crate::repo::{
+    BLOCK_SIZE, ContentKey, Extent, FRAME_SIZE, FileEntry, FileIndexWriter, FileKind, PackEntry,
+};
 
-/// Where a block lies: frames are counted through all packs until the packs are known.
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    frame: u64,
-    offset: u32,
-    length: u32,
+/// A full frame: its content and the lengths of the blocks that tile it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RawFrame {
+    pub(super) content: Bytes,
+    pub(super) blocks: Vec<u16>,
 }
 
+/// The path that begins.
 #[derive(Debug)]
-struct PackedFile {
-    path: String,
-    mode: u32,
-    /// `None` for a directory.
-    content: Option<(u64, u64, Vec<Block>)>,
+pub(super) struct NewFile {
+    pub(super) path: String,
+    pub(super) mode: u32,
+    pub(super) mtime: u64,
+    /// Its length in the cluster.
+    pub(super) size: u64,
+    /// The numbers of the blocks that the server sends, in order; `None`: all of them.
+    pub(super) sent: Option<Vec<u32>>,
+    /// What the parent has under the path.
+    pub(super) parent: Option<ParentFile>,
 }
 
-/// Takes entries and their content in order, gives full frames.
-#[derive(Debug, Default)]
-pub(super) struct Packer {
-    files: Vec<PackedFile>,
-    filling: BytesMut,
-    frame: u64,
-    /// Bytes of the current file that are still to come, and how far it came.
+impl NewFile {
+    /// How many bytes of content follow.
+    fn length(&self) -> u64 {
+        match &self.sent {
+            None => self.size,
+            Some(blocks) => (blocks.len() * BLOCK_SIZE) as u64,
+        }
+    }
+}
+
+/// The file whose content comes.
+#[derive(Debug)]
+struct Current {
+    file: NewFile,
+    /// Bytes still to come.
     left: u64,
-    position: u64,
-    bytes: u64,
+    /// Bytes of the block that is coming which lie at the end of the frame.
+    pending: usize,
+    /// Blocks that came.
+    came: usize,
+    /// How far the parts reach.
+    covered: u64,
+    parts: Vec<Part>,
+}
+
+/// Takes files and their content in order, gives full frames.
+pub(super) struct Packer {
+    key: ContentKey,
+    records: Records,
+    current: Option<Current>,
+    filling: BytesMut,
+    blocks: Vec<u16>,
+    /// Frames are counted through all packs until the packs are known.
+    frame: u64,
+    new_bytes: u64,
+}
+
+/// What an index came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sums {
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    /// Bytes of its own packs.
+    pub(super) stored: u64,
+    /// Packs, those of older backups included.
+    pub(super) packs: u32,
 }
 
 impl Packer {
-    /// An entry begins, under `prefix` (a tablespace's folder) or directly in the data directory.
-    /// Gives a frame when the one being filled has no room for the entry's first block.
-    pub(super) fn begin(&mut self, entry: &TarEntry, prefix: &str) -> Option<Bytes> {
-        let path = match prefix {
-            "" => entry.path.clone(),
-            _ => format!("{prefix}/{}", entry.path),
-        };
-        let content = match entry.kind {
-            TarKind::Directory => None,
-            TarKind::File => Some((entry.mtime, entry.size, Vec::new())),
-            // Links to tablespaces are made anew by a restore.
-            TarKind::Link => return None,
-        };
-        if path.is_empty() {
-            return None;
+    pub(super) fn new(key: ContentKey) -> Packer {
+        Packer {
+            key,
+            records: Records::default(),
+            current: None,
+            filling: BytesMut::new(),
+            blocks: Vec::new(),
+            frame: 0,
+            new_bytes: 0,
         }
-        self.files.push(PackedFile { path, mode: entry.mode, content });
-        self.left = entry.size;
-        self.position = 0;
-        self.make_room()
+    }
+
+    /// A directory.
+    pub(super) fn directory(&mut self, path: &str, mode: u32) {
+        self.end_file();
+        self.records.push(&Record { path: path.to_owned(), mode, file: None });
+    }
+
+    /// A file begins; the one before it ends.
+    pub(super) fn begin(&mut self, file: NewFile) {
+        self.end_file();
+        let left = file.length();
+        let parts = Vec::new();
+        self.current = Some(Current { file, left, pending: 0, came: 0, covered: 0, parts });
     }
 
     /// The next bytes of the current file; full frames are added to `frames`.
-    pub(super) fn data(&mut self, mut bytes: &[u8], frames: &mut Vec<Bytes>) {
+    pub(super) fn data(&mut self, mut bytes: &[u8], frames: &mut Vec<RawFrame>) {
         while !bytes.is_empty() {
-            let in_block = self.position % FRAME_SIZE as u64;
-            let take = bytes.len().min(FRAME_SIZE - in_block as usize);
+            let Some(current) = &mut self.current else { return };
+            let length = (current.pending as u64 + current.left).min(BLOCK_SIZE as u64) as usize;
+            if length == 0 {
+                return;
+            }
+            let begins = current.pending == 0;
+            if begins && self.filling.len() + length > FRAME_SIZE {
+                frames.extend(self.end_frame());
+                continue;
+            }
+            let take = bytes.len().min(length - current.pending);
             let (now, later) = bytes.split_at(take);
-            self.note(in_block == 0, now.len());
             self.filling.extend_from_slice(now);
-            self.position += take as u64;
-            self.left = self.left.saturating_sub(take as u64);
-            self.bytes += take as u64;
+            current.pending += take;
+            current.left -= take as u64;
             bytes = later;
-            if self.position.is_multiple_of(FRAME_SIZE as u64) {
-                frames.extend(self.make_room());
+            if current.pending == length {
+                self.end_block(length);
             }
         }
     }
 
-    /// Notes where the next bytes of the current file go.
-    fn note(&mut self, begins_block: bool, length: usize) {
-        let block =
-            Block { frame: self.frame, offset: self.filling.len() as u32, length: length as u32 };
-        let Some(PackedFile { content: Some((_, _, blocks)), .. }) = self.files.last_mut() else {
-            return;
-        };
-        match blocks.last_mut() {
-            Some(last) if !begins_block => last.length += length as u32,
-            _ => blocks.push(block),
+    /// Decides where the block lies that ends the frame being filled.
+    fn end_block(&mut self, length: usize) {
+        let Some(current) = &mut self.current else { return };
+        if let Some(sent) = &current.file.sent {
+            let number = sent.get(current.came).copied().unwrap_or_default();
+            current.inherit(u64::from(number) * BLOCK_SIZE as u64);
         }
+        let start = self.filling.len() - length;
+        let block = &self.filling[start..];
+        let known = current.file.parent.as_ref().is_some_and(|parent| {
+            parent.block(current.covered).is_some_and(|known| {
+                known.length as usize == length && known.hash == self.key.hash(block).short()
+            })
+        });
+        if is_zero(block) {
+            current.push(Part::Zeros { length: length as u64 });
+            self.filling.truncate(start);
+        } else if known {
+            current.inherit(current.covered + length as u64);
+            self.filling.truncate(start);
+        } else {
+            let (frame, offset) = (self.frame, start as u32);
+            current.push(Part::Own { frame, offset, length: length as u32 });
+            self.blocks.push(length as u16);
+            self.new_bytes += length as u64;
+        }
+        current.came += 1;
+        current.pending = 0;
     }
 
-    /// Ends the frame if the next block of the current file would not fit into it.
-    fn make_room(&mut self) -> Option<Bytes> {
-        let next_block = self.left.min(FRAME_SIZE as u64) as usize;
-        if self.filling.len() + next_block > FRAME_SIZE { self.end_frame() } else { None }
+    /// Ends the current file.
+    pub(super) fn end_file(&mut self) {
+        let Some(mut current) = self.current.take() else { return };
+        current.inherit(current.file.size);
+        let Current { file, parts, .. } = current;
+        let content = Some((file.mtime, file.size, parts));
+        self.records.push(&Record { path: file.path, mode: file.mode, file: content });
     }
 
-    /// Ends the frame being filled.
-    pub(super) fn end_frame(&mut self) -> Option<Bytes> {
+    /// Ends the frame being filled; only between two blocks.
+    pub(super) fn end_frame(&mut self) -> Option<RawFrame> {
         if self.filling.is_empty() {
             return None;
         }
         self.frame += 1;
-        let frame = self.filling.split().freeze();
+        let content = self.filling.split().freeze();
         self.filling.reserve(FRAME_SIZE);
-        Some(frame)
+        Some(RawFrame { content, blocks: std::mem::take(&mut self.blocks) })
     }
 
-    /// Bytes of files so far.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+    /// Bytes that are in no older backup.
+    pub(super) fn new_bytes(&self) -> u64 {
+        self.new_bytes
     }
 
-    /// The index, once the packs are known. Frames were counted through them in order.
-    pub(super) fn index(self, packs: Vec<PackEntry>) -> FileIndex {
-        let mut first_frames = Vec::with_capacity(packs.len());
+    /// `files.idx`, once the packs are known. Frames were counted through `own` in order; `older`
+    /// are the parent's packs, of which only those are named that something lies in.
+    pub(super) fn index(
+        mut self,
+        own: Vec<PackEntry>,
+        older: Vec<PackEntry>,
+    ) -> io::Result<(Bytes, Sums)> {
+        self.end_file();
+        let mut sums = Sums::default();
+        let mut first_frames = Vec::with_capacity(own.len());
         let mut frames = 0_u64;
-        for pack in &packs {
+        for pack in &own {
             first_frames.push(frames);
             frames += pack.frames.len() as u64;
+            sums.stored += pack.stored_size;
         }
-        let extent = |block: &Block| {
-            let pack = first_frames.partition_point(|first| *first <= block.frame) - 1;
-            Extent::Stored {
-                pack: pack as u32,
-                frame: (block.frame - first_frames[pack]) as u32,
-                offset: block.offset,
-                length: block.length,
+        let mut is_used = vec![false; older.len()];
+        self.records.older_packs(|pack| is_used[pack as usize] = true);
+        let mut packs = own;
+        let mut places = Vec::with_capacity(older.len());
+        for (pack, is_used) in older.into_iter().zip(is_used) {
+            places.push(packs.len() as u32);
+            if is_used {
+                packs.push(pack);
+            }
+        }
+        sums.packs = packs.len() as u32;
+        let extent = |part: &Part| match *part {
+            Part::Zeros { length } => Extent::Zeros { length },
+            Part::Older { pack, frame, offset, length } => {
+                Extent::Stored { pack: places[pack as usize], frame, offset, length }
+            }
+            Part::Own { frame, offset, length } => {
+                let pack = first_frames.partition_point(|first| *first <= frame) - 1;
+                let frame = (frame - first_frames[pack]) as u32;
+                Extent::Stored { pack: pack as u32, frame, offset, length }
             }
         };
-        let files = self.files.into_iter().map(|file| FileEntry {
-            path: file.path,
-            mode: file.mode,
-            kind: match file.content {
+        let mut writer = FileIndexWriter::new(&packs)?;
+        self.records.sorted(|record| {
+            let kind = match record.file {
                 None => FileKind::Directory,
-                Some((mtime, size, blocks)) => {
-                    FileKind::File { mtime, size, extents: blocks.iter().map(extent).collect() }
+                Some((mtime, size, parts)) => {
+                    sums.files += 1;
+                    sums.bytes += size;
+                    let extents = parts.iter().map(extent).collect();
+                    FileKind::File { mtime, size, extents }
                 }
-            },
-        });
-        FileIndex { files: files.collect(), packs }
+            };
+            writer.push(&FileEntry { path: record.path, mode: record.mode, kind })
+        })?;
+        Ok((writer.finish()?, sums))
     }
 }
 
-/// A pack whose number is known and nothing else yet.
-pub(super) fn empty_pack(label: &BackupLabel, number: u32) -> PackEntry {
-    PackEntry {
-        label: label.clone(),
-        number,
-        stored_size: 0,
-        hash: crate::repo::ContentHash([0; 32]),
-        frames: Vec::new(),
+impl Current {
+    /// Takes what lies before `to` and was not sent from the parent; zeros beyond its end, as
+    /// PostgreSQL does (`src/bin/pg_combinebackup/reconstruct.c`).
+    fn inherit(&mut self, to: u64) {
+        let from = self.covered;
+        if from >= to {
+            return;
+        }
+        let mut parts = Vec::new();
+        let reached = match &self.file.parent {
+            Some(parent) => parent.parts(from, to, &mut parts),
+            None => from,
+        };
+        parts.into_iter().for_each(|part| self.push(part));
+        if reached < to {
+            self.push(Part::Zeros { length: to - reached });
+        }
     }
+
+    fn push(&mut self, part: Part) {
+        self.covered += part.length();
+        if !self.parts.last_mut().is_some_and(|last| last.join(&part)) {
+            self.parts.push(part);
+        }
+    }
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    static ZEROS: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
+    block == &ZEROS[..block.len()]
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::repo::{PackFrame, ShortHash};
-
-    fn entry(path: &str, size: u64) -> TarEntry {
-        TarEntry { path: path.into(), kind: TarKind::File, mode: 0o600, mtime: 1, size }
-    }
-
-    proptest! {
-        // What goes in comes out, whatever the sizes and however the stream is torn.
-        #[test]
-        fn extents_give_back_every_file(
-            sizes in prop::collection::vec(0_usize..2_500_000, 1..8),
-            chunk in 1_usize..300_000,
-            frames_per_pack in 1_usize..4,
-        ) {
-            let mut packer = Packer::default();
-            let mut frames = Vec::new();
-            let content = |index: usize, size: usize| -> Vec<u8> {
-                (0..size).map(|i| (i / 7 + index * 31) as u8).collect()
-            };
-            for (index, size) in sizes.iter().enumerate() {
-                frames.extend(packer.begin(&entry(&format!("f{index}"), *size as u64), ""));
-                for part in content(index, *size).chunks(chunk) {
-                    packer.data(part, &mut frames);
-                }
-            }
-            frames.extend(packer.end_frame());
-            prop_assert!(frames.iter().all(|frame| frame.len() <= FRAME_SIZE));
-            let label = "20261123T071500Z-full-9c1e".parse().unwrap();
-            let packs: Vec<_> = frames.chunks(frames_per_pack).enumerate().map(|(number, frames)| {
-                let mut pack = empty_pack(&label, number as u32);
-                pack.frames = frames.iter().map(|frame| PackFrame {
-                    stored_size: 1, raw_size: frame.len() as u32, hash: ShortHash(0),
-                }).collect();
-                pack
-            }).collect();
-            let mut index = packer.index(packs);
-            prop_assert!(FileIndex::decode(index.encode().unwrap()).is_ok());
-            for file in &index.files {
-                let number: usize = file.path[1..].parse().unwrap();
-                let FileKind::File { extents, .. } = &file.kind else { unreachable!() };
-                let mut bytes = Vec::new();
-                for extent in extents {
-                    let Extent::Stored { pack, frame, offset, length } = *extent else { unreachable!() };
-                    let frame = &frames[pack as usize * frames_per_pack + frame as usize];
-                    bytes.extend_from_slice(&frame[offset as usize..(offset + length) as usize]);
-                }
-                prop_assert_eq!(bytes, content(number, sizes[number]));
-            }
-        }
-    }
-}
+mod tests;

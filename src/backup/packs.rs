@@ -1,15 +1,14 @@
 //! Compressed frames into packs, packs into regions, while the server's stream runs.
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::BackupError;
 use super::fanout::Fanout;
-use super::packer::empty_pack;
+use super::packer::RawFrame;
 use crate::repo::{
-    BackupLabel, ContainerWriter, ContentHasher, ContentKey, Frame, PackEntry, PackFrame,
-    ShortHash, compress_frame, pack_key,
+    BackupLabel, Block, BlockHashesWriter, ContainerWriter, ContentHash, ContentHasher, ContentKey,
+    Frame, PackEntry, PackFrame, ShortHash, compress_frame, pack_key,
 };
 
 /// A pack ends when it has grown to this.
@@ -17,15 +16,33 @@ const PACK_SIZE: u64 = 128 << 20;
 /// A pack has at most so many frames, however small they are.
 const PACK_FRAMES: u32 = 16384;
 
+/// Hashes do not shrink.
+const HASHES_LEVEL: i32 = 1;
+
+/// What compression makes of a frame.
+pub(super) struct Compressed {
+    frame: Frame,
+    hash: ShortHash,
+    blocks: Vec<Block>,
+}
+
 /// A frame being compressed, in the order of the stream.
-pub(super) type Compressing = JoinHandle<std::io::Result<(Frame, ShortHash)>>;
+pub(super) type Compressing = JoinHandle<std::io::Result<Compressed>>;
 
 /// Hands a frame to the compression pool.
-pub(super) fn compress(raw: Bytes, key: &ContentKey, level: i32) -> Compressing {
+pub(super) fn compress(raw: RawFrame, key: &ContentKey, level: i32) -> Compressing {
     let key = key.clone();
     tokio::task::spawn_blocking(move || {
-        let hash = key.hash(&raw).short();
-        Ok((compress_frame(&raw, level)?, hash))
+        let content = &raw.content;
+        let hash = key.hash(content).short();
+        let mut rest: &[u8] = content;
+        let blocks = raw.blocks.iter().map(|length| {
+            let (block, after) = rest.split_at(usize::from(*length));
+            rest = after;
+            Block { length: u32::from(*length), hash: key.hash(block).short() }
+        });
+        let blocks = blocks.collect();
+        Ok(Compressed { frame: compress_frame(content, level)?, hash, blocks })
     })
 }
 
@@ -34,6 +51,30 @@ struct Open {
     entry: PackEntry,
     writer: ContainerWriter,
     hasher: ContentHasher,
+    blocks: BlockHashesWriter,
+}
+
+impl Open {
+    fn new(label: &BackupLabel, number: u32, key: &ContentKey) -> Open {
+        Open {
+            entry: PackEntry {
+                label: label.clone(),
+                number,
+                stored_size: 0,
+                hash: ContentHash([0; 32]),
+                frames: Vec::new(),
+            },
+            writer: ContainerWriter::default(),
+            hasher: key.hasher(),
+            blocks: BlockHashesWriter::default(),
+        }
+    }
+
+    async fn write(&mut self, frame: &Frame, fanout: &mut Fanout) {
+        self.writer.push(frame);
+        self.hasher.update(&frame.stored);
+        fanout.write(&frame.stored).await;
+    }
 }
 
 /// Writes packs until no more frames come; gives them with the writer they went through.
@@ -49,7 +90,7 @@ pub(super) async fn write_packs(
     let mut packs = Vec::new();
     let mut open: Option<Open> = None;
     while let Some(frame) = frames.recv().await {
-        let (frame, hash) = frame.await.map_err(std::io::Error::other)??;
+        let Compressed { frame, hash, blocks } = frame.await.map_err(std::io::Error::other)??;
         if !fanout.is_alive() {
             let outcomes = fanout.finish().await;
             let errors = outcomes.into_iter().filter_map(Result::err).collect();
@@ -60,38 +101,46 @@ pub(super) async fn write_packs(
             None => {
                 let number = packs.len() as u32;
                 fanout.begin(&pack_key(&label, number)).await;
-                let entry = empty_pack(&label, number);
-                Open { entry, writer: ContainerWriter::default(), hasher: key.hasher() }
+                Open::new(&label, number, &key)
             }
         };
-        current.writer.push(&frame);
-        current.hasher.update(&frame.stored);
         let stored_size = frame.stored.len() as u32;
+        current.blocks.push(current.entry.frames.len() as u32, &blocks);
         current.entry.frames.push(PackFrame { stored_size, raw_size: frame.raw_size, hash });
-        fanout.write(&frame.stored).await;
+        current.write(&frame, &mut fanout).await;
         let full =
             current.writer.stored_size() >= PACK_SIZE || current.writer.frames() >= PACK_FRAMES;
         if full {
-            packs.push(end_pack(current, &mut fanout).await);
+            packs.push(end_pack(current, &mut fanout).await?);
         } else {
             open = Some(current);
         }
     }
     if let Some(current) = open {
-        packs.push(end_pack(current, &mut fanout).await);
+        packs.push(end_pack(current, &mut fanout).await?);
     }
     Ok((packs, fanout))
 }
 
-async fn end_pack(open: Open, fanout: &mut Fanout) -> PackEntry {
-    let Open { mut entry, writer, mut hasher } = open;
+/// The hashes of the blocks, and the trailer.
+async fn end_pack(mut open: Open, fanout: &mut Fanout) -> std::io::Result<PackEntry> {
+    let hashes = std::mem::take(&mut open.blocks).finish();
+    for raw in &hashes {
+        open.write(&compress_frame(raw, HASHES_LEVEL)?, fanout).await;
+    }
+    let Open { mut entry, writer, mut hasher, .. } = open;
     let stored = writer.stored_size();
-    let metadata = format!("{{\"backup\":\"{}\",\"pack\":{}}}", entry.label, entry.number);
+    let metadata = format!(
+        "{{\"backup\":\"{}\",\"pack\":{},\"hash_frames\":{}}}",
+        entry.label,
+        entry.number,
+        hashes.len()
+    );
     let trailer = writer.finish(metadata.as_bytes());
     hasher.update(&trailer);
     entry.stored_size = stored + trailer.len() as u64;
     entry.hash = hasher.finish();
     fanout.write(&trailer).await;
     fanout.end().await;
-    entry
+    Ok(entry)
 }

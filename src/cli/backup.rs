@@ -8,15 +8,29 @@ use serde::Serialize;
 use super::context::{Context, conninfo, open_regions};
 use super::{CliError, Exit, output};
 use crate::archive::ArchiveSettings;
-use crate::backup::{BackupOutcome, BackupRequest, Progress, take_backup};
+use crate::backup::{BackupOutcome, BackupRequest, BackupType, Progress, take_backup};
 use crate::pg::Connector;
 use crate::repo::BackupInfo;
 
 /// The types that can be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Type {
-    /// Everything.
+    /// Everything
     Full,
+    /// What changed since the newest backup
+    Incremental,
+    /// What changed since the newest full backup
+    Differential,
+}
+
+impl From<Type> for BackupType {
+    fn from(kind: Type) -> BackupType {
+        match kind {
+            Type::Full => BackupType::Full,
+            Type::Incremental => BackupType::Incremental,
+            Type::Differential => BackupType::Differential,
+        }
+    }
 }
 
 /// Arguments of `backup`.
@@ -49,8 +63,8 @@ struct Report<'a> {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let config = context.load()?;
     let regions = open_regions(&config, &[])?;
-    let Type::Full = args.kind;
     let request = BackupRequest {
+        kind: args.kind.into(),
         connector: Connector::new(conninfo(&config)?),
         archive: ArchiveSettings::new(&config.cluster, &config.wal),
         has_archiver: false,

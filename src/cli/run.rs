@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, conninfo, open_regions};
 use super::{CliError, Exit};
 use crate::archive::{ArchiveSettings, Archiver};
-use crate::backup::{BackupRequest, back_up_after_gaps};
+use crate::backup::{BackupRequest, BackupType, back_up_after_gaps};
 use crate::config::OnGap;
 use crate::pg::{Connector, SlotWatch};
 use crate::serve::{Objectives, Service};
@@ -41,6 +41,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     stop_on_signals(cancelled.clone())?;
     if config.wal.on_gap == OnGap::Backup {
         let request = BackupRequest {
+            kind: BackupType::Full,
             connector: connector.clone(),
             archive: settings,
             has_archiver: true,

@@ -9,7 +9,8 @@
 //! In both: a result set with the start LSN, one with the tablespaces, the copies, one with the
 //! stop LSN. Checksum failures come as warnings, and as an error after all of that.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
+use postgres_protocol::message::frontend::{self, CopyData};
 
 use super::message::Incoming;
 use super::replication::{quote_literal, text};
@@ -25,6 +26,8 @@ pub struct BackupOptions {
     pub max_rate: Option<u32>,
     /// Wait for the next scheduled checkpoint instead of asking for one now.
     pub spread_checkpoint: bool,
+    /// Only the blocks that changed since the backup whose manifest was uploaded (17 and newer).
+    pub incremental: bool,
 }
 
 /// A tablespace in the server's list; the data directory itself has no OID.
@@ -69,6 +72,53 @@ pub struct BackupStream {
 }
 
 impl Connection {
+    /// UPLOAD_MANIFEST (17 and newer): the manifest of the backup that an incremental one builds on.
+    /// The server then takes parts of it, and looks at them at the end.
+    ///
+    /// # Errors
+    /// When the server refuses it or the connection breaks.
+    pub async fn begin_manifest(&mut self) -> Result<(), PgError> {
+        self.send_query("UPLOAD_MANIFEST").await?;
+        loop {
+            match self.receive().await? {
+                Incoming::CopyIn => return Ok(()),
+                Incoming::Error(error) => return Err(PgError::Server(error)),
+                Incoming::Ready => return Err(PgError::Protocol("UPLOAD_MANIFEST".into())),
+                _ => {}
+            }
+        }
+    }
+
+    /// The next part of the manifest.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn put_manifest(&mut self, part: &[u8]) -> Result<(), PgError> {
+        let mut output = BytesMut::with_capacity(part.len() + 8);
+        CopyData::new(part)
+            .map_err(|error| PgError::Protocol(error.to_string()))?
+            .write(&mut output);
+        self.send(&output).await
+    }
+
+    /// The manifest is complete.
+    ///
+    /// # Errors
+    /// When the server cannot read it or the connection breaks.
+    pub async fn end_manifest(&mut self) -> Result<(), PgError> {
+        let mut output = BytesMut::new();
+        frontend::copy_done(&mut output);
+        self.send(&output).await?;
+        let mut failure = None;
+        loop {
+            match self.receive().await? {
+                Incoming::Error(error) => failure = Some(PgError::Server(error)),
+                Incoming::Ready => return failure.map_or(Ok(()), Err),
+                _ => {}
+            }
+        }
+    }
+
     /// BASE_BACKUP. Returns once the server is about to send files.
     ///
     /// # Errors
@@ -107,8 +157,9 @@ fn command(options: &BackupOptions, tagged: bool) -> String {
     if tagged {
         let checkpoint = if options.spread_checkpoint { "spread" } else { "fast" };
         let rate = options.max_rate.map_or(String::new(), |rate| format!(", MAX_RATE {rate}"));
+        let incremental = if options.incremental { ", INCREMENTAL" } else { "" };
         return format!(
-            "BASE_BACKUP (LABEL {label}, PROGRESS true, CHECKPOINT '{checkpoint}', WAL false, WAIT false, TABLESPACE_MAP true, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{rate})"
+            "BASE_BACKUP (LABEL {label}, PROGRESS true, CHECKPOINT '{checkpoint}', WAL false, WAIT false, TABLESPACE_MAP true, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{rate}{incremental})"
         );
     }
     let checkpoint = if options.spread_checkpoint { "" } else { " FAST" };

@@ -123,6 +123,16 @@ pub struct Tablespace {
     pub location: String,
 }
 
+/// How it was found out which blocks changed since the parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangesFrom {
+    /// The server read its WAL summaries and sent only those blocks (17 and newer).
+    WalSummaries,
+    /// The server sent everything; blocks with the parent's hash were not stored.
+    BlockHashes,
+}
+
 /// What `backup.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupInfo {
@@ -136,6 +146,9 @@ pub struct BackupInfo {
     /// The backup that it builds on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<BackupLabel>,
+    /// How it was found out what changed since the parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes_from: Option<ChangesFrom>,
     /// The version of pgkeep that took it.
     pub pgkeep_version: String,
     /// The server's version, as `server_version` prints it.
@@ -169,9 +182,9 @@ pub struct BackupInfo {
     pub size: u64,
     /// Bytes that were read for this backup and are not in an older one.
     pub new_size: u64,
-    /// Bytes that its packs take.
+    /// Bytes that its own packs take.
     pub stored_size: u64,
-    /// Number of packs.
+    /// Number of packs in which its files lie, those of older backups included.
     pub packs: u32,
     /// `files.idx`.
     pub files_idx: StoredObject,

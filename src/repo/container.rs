@@ -39,7 +39,7 @@ const FOOTER_SIZE: usize = 9;
 const SKIPPABLE_HEADER: usize = 8;
 const METADATA_HEADER: usize = 8;
 /// The most frames one object may have: 64 GiB of raw data, far above any object that is written.
-const MAX_FRAMES: usize = 1 << 16;
+pub(super) const MAX_FRAMES: usize = 1 << 16;
 
 /// A compressed frame.
 #[derive(Clone, Debug)]

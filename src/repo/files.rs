@@ -16,18 +16,22 @@
 //! found with one ranged read. Packs of older backups may be named: that is what makes an
 //! incremental restore like a full.
 
-use bytes::{Bytes, BytesMut};
+mod lookup;
+mod write;
+
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::container::{Container, ContainerError, ContainerWriter, FRAME_SIZE, compress_frame};
-use super::varint::{put, put_bytes, take, take_bytes};
+pub use self::lookup::FileLookup;
+pub use self::write::FileIndexWriter;
+use super::container::{Container, ContainerError};
+use super::varint::{take, take_bytes};
 use super::{BackupLabel, ContentHash, FORMAT_VERSION, ShortHash};
 
-/// Extents in one record: more go into records of kind 2.
-const EXTENTS_PER_RECORD: usize = 8192;
+/// The kind of a record with more extents of the file before.
+const MORE: u8 = 2;
 /// PostgreSQL's own limit on a path (`MAXPGPATH`), with room.
 const MAX_PATH: usize = 4096;
-const LEVEL: i32 = 3;
 
 /// One frame of a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,43 +174,11 @@ impl FileIndex {
     /// Only when zstd cannot get memory.
     pub fn encode(&mut self) -> std::io::Result<Bytes> {
         self.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        let mut output = Output::default();
-        for pack in &self.packs {
-            output.record(|buffer| put_pack(buffer, pack))?;
-        }
-        output.end_frame()?;
-        let pack_frames = output.writer.frames() as usize;
-        let mut first_paths = Vec::new();
+        let mut writer = FileIndexWriter::new(&self.packs)?;
         for file in &self.files {
-            let extents = match &file.kind {
-                FileKind::Directory => &[][..],
-                FileKind::File { extents, .. } => extents,
-            };
-            let (first, more) = extents.split_at(extents.len().min(EXTENTS_PER_RECORD));
-            let begins_frame = output.record(|buffer| put_file(buffer, file, first))?;
-            if begins_frame {
-                first_paths.push(file.path.clone());
-            }
-            for chunk in more.chunks(EXTENTS_PER_RECORD) {
-                let begins_frame = output.record(|buffer| {
-                    buffer.push(2);
-                    put_extents(buffer, chunk);
-                })?;
-                if begins_frame {
-                    first_paths.push(file.path.clone());
-                }
-            }
+            writer.push(file)?;
         }
-        output.end_frame()?;
-        let summary = FileIndexSummary {
-            format: FORMAT_VERSION,
-            pack_frames,
-            packs: self.packs.len(),
-            files: self.files.len(),
-            first_paths,
-        };
-        output.bytes.extend_from_slice(&output.writer.finish(&serde_json::to_vec(&summary)?));
-        Ok(output.bytes.freeze())
+        writer.finish()
     }
 
     /// Reads the object.
@@ -260,111 +232,83 @@ impl FileIndex {
     }
 
     fn take_file(&mut self, rest: &mut &[u8]) -> Result<(), FileIndexError> {
-        let cut = || damaged("a file record is cut off");
-        let (kind, after) = rest.split_first().ok_or_else(cut)?;
-        *rest = after;
-        if *kind == 2 {
-            let Some(FileEntry { kind: FileKind::File { extents, .. }, .. }) =
-                self.files.last_mut()
-            else {
-                return Err(damaged("more extents of no file"));
-            };
-            return take_extents(rest, extents).ok_or_else(cut);
-        }
-        let path = take_bytes(rest).ok_or_else(cut)?;
-        let path = String::from_utf8(path.to_vec()).map_err(|_| damaged("a path is not UTF-8"))?;
-        let mode = take(rest).ok_or_else(cut)? as u32 & 0o7777;
-        let kind = match *kind {
-            0 => FileKind::Directory,
-            1 => {
-                let mtime = take(rest).ok_or_else(cut)?;
-                let size = take(rest).ok_or_else(cut)?;
-                let mut extents = Vec::new();
-                take_extents(rest, &mut extents).ok_or_else(cut)?;
-                FileKind::File { mtime, size, extents }
+        match take_record(rest)? {
+            Record::File(file) => self.files.push(file),
+            Record::More(more) => {
+                let Some(FileEntry { kind: FileKind::File { extents, .. }, .. }) =
+                    self.files.last_mut()
+                else {
+                    return Err(damaged("more extents of no file"));
+                };
+                extents.extend(more);
             }
-            other => return Err(damaged(format!("a record of the unknown kind {other}"))),
-        };
-        self.files.push(FileEntry { path, mode, kind });
+        }
         Ok(())
     }
 
-    /// Checks that every path stays inside the data directory, and every extent inside its frame.
     fn check(&self) -> Result<(), FileIndexError> {
-        for file in &self.files {
-            let inside = !file.path.is_empty()
-                && file.path.len() <= MAX_PATH
-                && !file.path.contains('\0')
-                && file.path.split('/').all(|part| !matches!(part, "" | "." | ".."));
-            if !inside {
-                return Err(damaged(format!("the path {:?} leads outside", file.path)));
-            }
-            let FileKind::File { size, extents, .. } = &file.kind else { continue };
-            let mut total = 0_u64;
-            for extent in extents {
-                total = total.saturating_add(extent.length());
-                let Extent::Stored { pack, frame, offset, length } = *extent else { continue };
-                let frame = self
-                    .packs
-                    .get(pack as usize)
-                    .and_then(|pack| pack.frames.get(frame as usize))
-                    .ok_or_else(|| damaged(format!("{} lies in no pack", file.path)))?;
-                if u64::from(offset) + u64::from(length) > u64::from(frame.raw_size) {
-                    return Err(damaged(format!("{} lies outside its frame", file.path)));
-                }
-            }
-            if total != *size {
-                return Err(damaged(format!("{} has {total} bytes of {size}", file.path)));
-            }
-        }
-        Ok(())
+        self.files.iter().try_for_each(|file| check_file(file, &self.packs))
     }
 }
 
-/// Frames being written.
-#[derive(Default)]
-struct Output {
-    bytes: BytesMut,
-    frame: Vec<u8>,
-    writer: ContainerWriter,
+/// Checks that the path stays inside the data directory, and every extent inside its frame.
+fn check_file(file: &FileEntry, packs: &[PackEntry]) -> Result<(), FileIndexError> {
+    let inside = !file.path.is_empty()
+        && file.path.len() <= MAX_PATH
+        && !file.path.contains('\0')
+        && file.path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if !inside {
+        return Err(damaged(format!("the path {:?} leads outside", file.path)));
+    }
+    let FileKind::File { size, extents, .. } = &file.kind else { return Ok(()) };
+    let mut total = 0_u64;
+    for extent in extents {
+        total = total.saturating_add(extent.length());
+        let Extent::Stored { pack, frame, offset, length } = *extent else { continue };
+        let frame = packs
+            .get(pack as usize)
+            .and_then(|pack| pack.frames.get(frame as usize))
+            .ok_or_else(|| damaged(format!("{} lies in no pack", file.path)))?;
+        if u64::from(offset) + u64::from(length) > u64::from(frame.raw_size) {
+            return Err(damaged(format!("{} lies outside its frame", file.path)));
+        }
+    }
+    if total != *size {
+        return Err(damaged(format!("{} has {total} bytes of {size}", file.path)));
+    }
+    Ok(())
 }
 
-impl Output {
-    /// Appends one record; `true` when it is the first of its frame.
-    fn record(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> std::io::Result<bool> {
-        let before = self.frame.len();
-        write(&mut self.frame);
-        if self.frame.len() > FRAME_SIZE && before > 0 {
-            let record = self.frame.split_off(before);
-            self.end_frame()?;
-            self.frame = record;
-            return Ok(true);
-        }
-        Ok(before == 0)
-    }
-
-    fn end_frame(&mut self) -> std::io::Result<()> {
-        if !self.frame.is_empty() {
-            let frame = compress_frame(&self.frame, LEVEL)?;
-            self.writer.push(&frame);
-            self.bytes.extend_from_slice(&frame.stored);
-            self.frame.clear();
-        }
-        Ok(())
-    }
+/// One record of files.
+enum Record {
+    File(FileEntry),
+    /// More extents of the file before.
+    More(Vec<Extent>),
 }
 
-fn put_pack(buffer: &mut Vec<u8>, pack: &PackEntry) {
-    put_bytes(buffer, pack.label.as_str().as_bytes());
-    put(buffer, u64::from(pack.number));
-    put(buffer, pack.stored_size);
-    buffer.extend_from_slice(&pack.hash.0);
-    put(buffer, pack.frames.len() as u64);
-    for frame in &pack.frames {
-        put(buffer, u64::from(frame.stored_size));
-        put(buffer, u64::from(frame.raw_size));
-        buffer.extend_from_slice(&frame.hash.0.to_be_bytes());
+fn take_record(rest: &mut &[u8]) -> Result<Record, FileIndexError> {
+    let cut = || damaged("a file record is cut off");
+    let (kind, after) = rest.split_first().ok_or_else(cut)?;
+    *rest = after;
+    let mut extents = Vec::new();
+    if *kind == MORE {
+        take_extents(rest, &mut extents).ok_or_else(cut)?;
+        return Ok(Record::More(extents));
     }
+    let path = take_bytes(rest).ok_or_else(cut)?;
+    let path = String::from_utf8(path.to_vec()).map_err(|_| damaged("a path is not UTF-8"))?;
+    let mode = take(rest).ok_or_else(cut)? as u32 & 0o7777;
+    let kind = match *kind {
+        0 => FileKind::Directory,
+        1 => {
+            let mtime = take(rest).ok_or_else(cut)?;
+            let size = take(rest).ok_or_else(cut)?;
+            take_extents(rest, &mut extents).ok_or_else(cut)?;
+            FileKind::File { mtime, size, extents }
+        }
+        other => return Err(damaged(format!("a record of the unknown kind {other}"))),
+    };
+    Ok(Record::File(FileEntry { path, mode, kind }))
 }
 
 fn take_pack(rest: &mut &[u8]) -> Option<PackEntry> {
@@ -383,35 +327,6 @@ fn take_pack(rest: &mut &[u8]) -> Option<PackEntry> {
         frames.push(PackFrame { stored_size, raw_size, hash });
     }
     Some(PackEntry { label, number, stored_size, hash, frames })
-}
-
-fn put_file(buffer: &mut Vec<u8>, file: &FileEntry, extents: &[Extent]) {
-    buffer.push(u8::from(file.kind != FileKind::Directory));
-    put_bytes(buffer, file.path.as_bytes());
-    put(buffer, u64::from(file.mode));
-    if let FileKind::File { mtime, size, .. } = &file.kind {
-        put(buffer, *mtime);
-        put(buffer, *size);
-        put_extents(buffer, extents);
-    }
-}
-
-fn put_extents(buffer: &mut Vec<u8>, extents: &[Extent]) {
-    put(buffer, extents.len() as u64);
-    for extent in extents {
-        match *extent {
-            Extent::Zeros { length } => {
-                put(buffer, 0);
-                put(buffer, length);
-            }
-            Extent::Stored { pack, frame, offset, length } => {
-                put(buffer, u64::from(pack) + 1);
-                put(buffer, u64::from(frame));
-                put(buffer, u64::from(offset));
-                put(buffer, u64::from(length));
-            }
-        }
-    }
 }
 
 fn take_extents(rest: &mut &[u8], extents: &mut Vec<Extent>) -> Option<()> {

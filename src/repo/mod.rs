@@ -5,6 +5,7 @@
 
 mod alive;
 mod backup;
+mod blocks;
 mod container;
 mod coverage;
 mod files;
@@ -17,14 +18,18 @@ mod rollup;
 mod varint;
 
 pub use alive::{Alive, RegionWord};
-pub use backup::{BackupInfo, BackupLabel, BackupType, InvalidLabel, StoredObject, Tablespace};
+pub use backup::{
+    BackupInfo, BackupLabel, BackupType, ChangesFrom, InvalidLabel, StoredObject, Tablespace,
+};
+pub use blocks::{BLOCK_SIZE, Block, BlockHashes, BlockHashesWriter};
 pub use container::{
     Container, ContainerError, ContainerWriter, FRAME_SIZE, Frame, FrameRange, TRAILER_GUESS,
     Trailer, TrailerRead, compress_frame, decompress_frame, decompress_frame_into,
 };
 pub use coverage::{CoverPart, Coverage, Divergence};
 pub use files::{
-    Extent, FileEntry, FileIndex, FileIndexError, FileIndexSummary, FileKind, PackEntry, PackFrame,
+    Extent, FileEntry, FileIndex, FileIndexError, FileIndexSummary, FileIndexWriter, FileKind,
+    FileLookup, PackEntry, PackFrame,
 };
 pub use gap::Gap;
 pub use hash::{ContentHash, ContentHasher, ContentKey, ShortHash};

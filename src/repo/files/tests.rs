@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::repo::FRAME_SIZE;
 
 fn pack(frames: usize) -> PackEntry {
     PackEntry {
@@ -124,4 +125,27 @@ fn packs_alone_are_read_without_the_files() {
     assert_eq!(FileIndex::decode_packs(bytes).unwrap(), small_index().packs);
     let bytes = FileIndex::default().encode().unwrap();
     assert_eq!(FileIndex::decode_packs(bytes).unwrap(), []);
+}
+
+#[test]
+fn every_path_is_looked_up_whatever_its_extents_fill() {
+    let many = |count: u32| {
+        (0..count)
+            .map(|i| Extent::Stored { pack: 0, frame: i % 2, offset: 8 * (i % 1000), length: 8 })
+            .collect()
+    };
+    let mut files = vec![file("a", many(500_000)), file("b", many(3)), file("z/1", many(400_000))];
+    files.extend((0..40_000).map(|i| file(&format!("base/16384/{i}"), many(i % 3))));
+    files.push(FileEntry { path: "base".into(), mode: 0o700, kind: FileKind::Directory });
+    let mut index = FileIndex { packs: vec![pack(2)], files };
+    let lookup = FileLookup::open(index.encode().unwrap()).unwrap();
+    assert_eq!(lookup.packs(), index.packs);
+    for file in &index.files {
+        assert_eq!(lookup.find(&file.path).unwrap().as_ref(), Some(file), "{}", file.path);
+    }
+    for path in ["", "A", "aa", "base/16384", "base/16384/40000", "z", "z/2"] {
+        assert_eq!(lookup.find(path).unwrap(), None, "{path}");
+    }
+    let empty = FileLookup::open(FileIndex::default().encode().unwrap()).unwrap();
+    assert_eq!(empty.find("a").unwrap(), None);
 }
