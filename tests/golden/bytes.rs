@@ -67,6 +67,21 @@ fn the_key_of_content_hashes_is_derived_as_the_page_says() {
 }
 
 #[test]
+fn the_hashes_of_blocks_have_the_bytes_that_the_page_says() {
+    let pack = Container::open(read(PACK)).unwrap();
+    let hash = |content: &[u8]| key().hash(content).0[..8].to_vec();
+    let (first, second) = (pack.frame(0).unwrap(), pack.frame(1).unwrap());
+    let expected = [
+        hex("00 02 03 01 8040 01"),
+        hash(&first[..3]),
+        hash(&first[3..]),
+        hex("01 01 8040 01"),
+        hash(&second),
+    ];
+    assert_eq!(pack.frame(2).unwrap(), expected.concat());
+}
+
+#[test]
 fn the_records_of_an_index_have_the_bytes_that_the_page_says() {
     let container = Container::open(read(FILES_IDX)).unwrap();
     let pack = Container::open(read(PACK)).unwrap();

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use bytes::{Bytes, BytesMut};
 use pgkeep::repo::{
-    Alive, BackupInfo, BackupType, Container, ContainerWriter, ContentKey, Extent, FORMAT_VERSION,
-    FRAME_SIZE, FileEntry, FileIndex, FileKind, Gap, LINEAGE_FILE, Lineage, PackEntry, PackFrame,
-    PieceMeta, PieceName, RegionWord, RollUp, StoredObject, Tablespace, alive_key, backup_json_key,
-    build_roll_up, compress_frame, files_idx_key, gap_key, history_key, manifest_key, pack_key,
+    Alive, BackupInfo, BackupType, Block, BlockHashesWriter, ChangesFrom, Container,
+    ContainerWriter, ContentKey, Extent, FORMAT_VERSION, FRAME_SIZE, FileEntry, FileIndex,
+    FileKind, Gap, LINEAGE_FILE, Lineage, PackEntry, PackFrame, PieceMeta, PieceName, RegionWord,
+    RollUp, StoredObject, Tablespace, alive_key, backup_json_key, build_roll_up, compress_frame,
+    files_idx_key, gap_key, history_key, manifest_key, pack_key,
 };
 use pgkeep::wal::{Lsn, ScanSummary, Scanner, TimelineId};
 
@@ -161,10 +162,21 @@ pub fn pack_frames() -> [Vec<u8>; 2] {
     [b"17\n".iter().copied().chain(page).collect(), control.collect()]
 }
 
+/// The hashes of the blocks in the pack's frames, which lie in a third one.
+pub fn pack_hashes() -> Vec<u8> {
+    let [first, second] = pack_frames();
+    let block =
+        |content: &[u8]| Block { length: content.len() as u32, hash: key().hash(content).short() };
+    let mut hashes = BlockHashesWriter::default();
+    hashes.push(0, &[block(&first[..3]), block(&first[3..])]);
+    hashes.push(1, &[block(&second)]);
+    hashes.finish().concat()
+}
+
 pub fn pack() -> Bytes {
     let frames = pack_frames();
-    let metadata = format!("{{\"backup\":\"{LABEL}\",\"pack\":0}}");
-    container(&[&frames[0], &frames[1]], metadata.as_bytes())
+    let metadata = format!("{{\"backup\":\"{LABEL}\",\"pack\":0,\"hash_frames\":1}}");
+    container(&[&frames[0], &frames[1], &pack_hashes()], metadata.as_bytes())
 }
 
 /// The pack that lies in an older backup's folder, which is not part of the golden region.
@@ -248,6 +260,7 @@ pub fn backup(pack: &Bytes, files_idx: &Bytes) -> BackupInfo {
         label: LABEL.parse().unwrap(),
         kind: BackupType::Incremental,
         parent: Some(OLDER_LABEL.parse().unwrap()),
+        changes_from: Some(ChangesFrom::WalSummaries),
         pgkeep_version: "0.1.0".to_owned(),
         server_version: "17.6 (Debian 17.6-1.pgdg13+1)".to_owned(),
         postgres_major: 17,
@@ -266,7 +279,7 @@ pub fn backup(pack: &Bytes, files_idx: &Bytes) -> BackupInfo {
         files: sizes.clone().count() as u64,
         size: sizes.sum(),
         new_size: pack_frames().concat().len() as u64,
-        stored_size: 134_217_728 + pack.len() as u64,
+        stored_size: pack.len() as u64,
         packs: 2,
         files_idx: stored(files_idx),
         backup_manifest: stored(&manifest()),

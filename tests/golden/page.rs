@@ -120,7 +120,10 @@ fn zstd(objects: &[&str]) -> Vec<u8> {
 fn zstd_alone_gives_back_the_wal_of_pieces() {
     assert!(zstd(&[FULL]) == finished_segment(), "the full piece differs");
     assert!(zstd(&TAIL[..2]) == unfinished_segment()[..make::TAIL[1].1], "two pieces differ");
-    assert!(zstd(&[PACK]) == make::pack_frames().concat(), "the pack differs");
+    assert!(
+        zstd(&[PACK]) == [make::pack_frames().concat(), make::pack_hashes()].concat(),
+        "the pack differs"
+    );
 }
 
 /// Runs a program that finds the real `zstd` on its path; what it printed, and whether it worked.
