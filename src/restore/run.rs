@@ -207,7 +207,7 @@ async fn check_piece(
     let size = catalog.lineage.wal_segment_size;
     for attempt in 0.. {
         let Some(next) = wanted.last().copied() else { break };
-        let read = catalog.regions.read(|region| {
+        let read = catalog.regions.read_first(|region| {
             let key = key.clone();
             async move { read_piece(&region, &next, &key).await }
         });

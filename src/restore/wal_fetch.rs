@@ -283,7 +283,7 @@ impl Source {
     async fn read_piece(&self, piece: &crate::repo::PieceName) -> Result<Vec<u8>, FetchError> {
         let key = ContentKey::for_system(self.system_id);
         let piece = *piece;
-        let read = self.regions.read(|region| {
+        let read = self.regions.read_first(|region| {
             let key = key.clone();
             async move { read_piece(&region, &piece, &key).await }
         });

@@ -300,7 +300,7 @@ impl WalPath {
             let (piece, key) = (part.piece, key.clone());
             let raw = catalog
                 .regions
-                .read(|region| {
+                .read_first(|region| {
                     let key = key.clone();
                     async move { read_piece(&region, &piece, &key).await }
                 })
@@ -363,5 +363,5 @@ impl WalPath {
 }
 
 async fn read_metadata(regions: Regions, piece: PieceName) -> Result<PieceMeta, ReadError> {
-    regions.read(|region| async move { piece_metadata(&region, &piece).await }).await
+    regions.read_first(|region| async move { piece_metadata(&region, &piece).await }).await
 }

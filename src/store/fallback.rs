@@ -171,6 +171,17 @@ impl Regions {
         Err(ReadError { errors })
     }
 
+    /// As [`Regions::read_soonest`] for values that need no other look than `read`'s own.
+    ///
+    /// # Errors
+    /// What each region said, when none could.
+    pub async fn read_first<T, F>(&self, read: impl Fn(Region) -> F) -> Result<T, ReadError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        self.read_soonest(read, |_, value| std::future::ready(Ok(value))).await
+    }
+
     /// As [`Regions::read`], but a region that has not answered within [`SLOW`] is not waited for
     /// alone: the next is asked as well, and the first answer that `accept` takes counts. The
     /// region that overtook another is asked first from then on.

@@ -170,10 +170,12 @@ fn a_slot_that_was_invalidated_leaves_a_gap_that_is_told_on_18() {
 fn a_gap_is_followed_by_a_new_backup_without_being_asked() {
     let mut site = Site::new(17, Loss::Dropped);
     let gap = site.start_and_see_the_gap();
-    wait_until("a new backup", || {
+    wait_until("a new backup in every region", || {
         site.keeper.assert_runs();
         let listed = site.keeper.run(&["list", "--json"]).expect(0).json();
-        listed["backups"].as_array().unwrap().len() == 2
+        let backups = listed["backups"].as_array().unwrap();
+        backups.len() == 2
+            && backups.iter().all(|b| b["regions"].as_array().unwrap().len() == REGIONS.len())
     });
     site.server.sql("INSERT INTO t VALUES (3)");
     site.wait_behind(gap);

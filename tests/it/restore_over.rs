@@ -289,3 +289,37 @@ fn a_restore_that_is_killed_halfway_keeps_its_backup_and_its_plan() {
     let report = restore_to(&keeper, &data, &["--delta"]);
     assert_eq!(report["plan"]["backup"], second.as_str());
 }
+
+// The first region gives a trickle; what it would take minutes for comes from the second.
+#[test]
+fn what_one_region_is_slow_to_give_is_read_from_another() {
+    let folder = Folder::new();
+    let s3 = S3Server::start(&folder);
+    let proxy = Proxy::http(s3.port());
+    let server =
+        Server::new(&folder, 17, &ServerOptions { no_fsync: true, ..ServerOptions::default() });
+    server.write_bulk(60);
+    let local = folder.make("region-us");
+    let regions = format!(
+        "{}[[region]]\nname = \"us\"\nurl = \"file://{}\"\n",
+        S3Server::region_at("ap", "prod", proxy.port()),
+        local.display()
+    );
+    let keeper = Keeper::with(&folder, &server.conninfo(), &regions);
+    keeper.backup();
+    let expected = server.sql("SELECT count(*) || ' ' || sum(n) FROM bulk");
+    proxy.set(Fault::Throttle(100_000));
+    let before = proxy.passed();
+    let data = folder.path().join("copy");
+    let report = restore_to(&keeper, &data, &[]);
+    let passed = proxy.passed() - before;
+    let fetched = report["fetched_bytes"].as_u64().unwrap();
+    assert!(passed < fetched / 2, "{passed} of {fetched} bytes came from the slow region");
+    proxy.set(Fault::None);
+    verify(17, &data);
+    let mut copy = Server::at(&folder, 17, &data);
+    copy.configure("");
+    copy.start();
+    copy.wait_until_writable();
+    assert_eq!(copy.sql("SELECT count(*) || ' ' || sum(n) FROM bulk"), expected);
+}
