@@ -9,6 +9,7 @@
 
 mod after_gap;
 mod fanout;
+mod include;
 mod packer;
 mod packs;
 mod take;
@@ -24,6 +25,7 @@ use crate::store::StoreError;
 
 pub use crate::progress::Progress;
 pub use after_gap::back_up_after_gaps;
+pub use include::CaptureError;
 pub use take::{BackupRequest, take_backup};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
 
@@ -52,6 +54,9 @@ pub enum BackupError {
     /// What the server sent.
     #[error(transparent)]
     Tar(#[from] TarError),
+    /// Files from outside the data directory, before the server was read.
+    #[error("{0}")]
+    Capture(#[from] CaptureError),
     /// Every region failed.
     #[error("the backup reached no region: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoRegion(Vec<StoreError>),

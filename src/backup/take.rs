@@ -1,5 +1,6 @@
 //! Taking a backup, from the first question to the commit point.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use super::fanout::Fanout;
+use super::include::capture;
 use super::packer::Packer;
 use super::packs::{Compressing, compress, write_packs};
 use super::tar::{TarEvent, TarReader};
@@ -42,6 +44,8 @@ pub struct BackupRequest {
     pub spread_checkpoint: bool,
     /// How long the WAL may take to be in the regions.
     pub wal_timeout: Duration,
+    /// Files and folders of this machine that are captured beside the backup.
+    pub include: Vec<PathBuf>,
 }
 
 /// What the stream gave.
@@ -92,6 +96,8 @@ pub async fn take_backup(
     let key = ContentKey::for_system(identity.system_id);
     let start_time = sql.clock().await?;
     let label = BackupLabel::new(start_time, BackupType::Full, rand::random());
+    let level = request.compression_level;
+    let captured = capture(&request.include, &lineage, &label, &key, level).await?;
     let options = BackupOptions {
         label: format!("pgkeep {label}"),
         max_rate: request.max_rate,
@@ -106,7 +112,6 @@ pub async fn take_backup(
     });
     let tablespaces = tablespaces.collect();
     tracing::info!(%label, %start_lsn, "base backup begins");
-    let level = request.compression_level;
     let received = receive(stream, &lineage, &label, &key, level, progress).await?;
     let stop_time = sql.clock().await?;
     let times = (start_time, stop_time);
@@ -137,9 +142,12 @@ pub async fn take_backup(
             packs: parts.index.packs.len() as u32,
             files_idx: parts.files_idx,
             backup_manifest: parts.manifest,
+            include: captured.included.clone(),
+            include_failures: captured.failures.clone(),
         }
     })
     .await?;
+    let stored = captured.and(stored);
     let deadline = tokio::time::Instant::now() + request.wal_timeout;
     let published = publish(&info, &lineage, stored, deadline).await;
     if let Some(archiver) = own_archiver {
