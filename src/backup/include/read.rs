@@ -235,3 +235,46 @@ impl Read for Announced<'_> {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_while_a_file_is_read_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for (changed, is_stable) in [("before", true), ("before and after", false), ("", false)] {
+            std::fs::write(&path, "before").unwrap();
+            let (file, metadata) = open(&path).unwrap();
+            if !is_stable {
+                std::fs::write(&path, changed).unwrap();
+            }
+            let held = read_once(file, metadata).unwrap();
+            assert_eq!((held.is_stable, held.content), (is_stable, changed.as_bytes().to_vec()));
+        }
+        let (file, metadata) = open(&path).unwrap();
+        assert!(read_held(&path, file, metadata).unwrap().is_stable);
+    }
+
+    #[test]
+    fn a_file_that_never_held_still_is_stored_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "content").unwrap();
+        let (file, metadata) = open(&path).unwrap();
+        let held = Held { is_stable: false, ..read_once(file, metadata).unwrap() };
+        let accounts = Accounts::default();
+        let mut archiver = Archiver {
+            archive: Builder::new(Vec::new()),
+            accounts: &accounts,
+            limits: Limits { bytes: 7, entries: 1 },
+            tally: Tally::default(),
+        };
+        archiver.add_held(&path, &held).unwrap();
+        assert_eq!((archiver.tally.files, archiver.tally.bytes), (1, 7));
+        // It grew since it was found: the limit counts what is read.
+        assert!(archiver.add_held(&path, &held).is_err());
+        assert!(archiver.tally.failures.finish()[0].contains(CHANGED));
+    }
+}

@@ -31,6 +31,14 @@ pub(super) struct Captured {
     pub(super) groups: Groups,
 }
 
+#[cfg(test)]
+impl Captured {
+    /// Entries without an object behind them.
+    pub(super) fn made_of(entries: Vec<LocatedEntry>) -> Captured {
+        Captured { entries, groups: Groups { object: String::new(), groups: Vec::new() } }
+    }
+}
+
 /// Neighbouring frames that are read together.
 struct Group {
     offset: u64,
