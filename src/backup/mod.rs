@@ -25,7 +25,7 @@ use crate::store::StoreError;
 
 pub use crate::progress::Progress;
 pub use after_gap::back_up_after_gaps;
-pub use include::CaptureError;
+pub use include::{CaptureError, Survey, survey};
 pub use take::{BackupRequest, take_backup};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
 

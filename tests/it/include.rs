@@ -145,7 +145,13 @@ fn captured_files_come_back_with_owner_mode_time_and_links() {
 fn what_cannot_be_read_is_named_and_the_backup_is_taken() {
     let folder = Folder::new();
     let (_server, keeper, conf) = set_up(&folder);
-    fs::set_permissions(conf.join("17/main/server.key"), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(conf.join("17/main/server.key"), Permissions::from_mode(0o000)).unwrap();
+    let checked = keeper.run(&["check", "--json"]).expect(0).json();
+    let items = checked["items"].as_array().unwrap();
+    let item = items.iter().find(|item| item["item"] == "captured files").unwrap();
+    assert_eq!(item["state"], "warning");
+    assert!(item["detail"].as_str().unwrap().starts_with("2 files"), "{item}");
+    assert!(item["detail"].as_str().unwrap().contains("server.key"), "{item}");
     let output = keeper.run(&["backup", "--json"]).expect(7);
     let failures = output.json()["include_failures"].to_string();
     assert!(failures.contains("server.key"), "{failures}");

@@ -25,7 +25,7 @@ use crate::repo::{
     INCLUDE_MAX_ENTRIES, Included, StoredObject, compress_frame, include_key,
 };
 use crate::store::{Region, StoreError};
-use read::{Tally, write_archive};
+use read::{Tally, open, write_archive};
 use scan::scan;
 
 /// Frames between the disk and the uploads.
@@ -146,6 +146,37 @@ pub(super) async fn capture(
     let paths = paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
     let included = Included { paths, files: tally.files, bytes: tally.bytes, skipped, object };
     Ok(Captured { included: Some(included), failures, stored })
+}
+
+/// What would be captured now.
+#[derive(Debug)]
+pub struct Survey {
+    /// Files that can be read.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What cannot be captured, and why.
+    pub failures: Vec<String>,
+}
+
+/// Looks at what would be captured, by whoever runs this, without reading it.
+///
+/// # Errors
+/// When there is more than the limits allow.
+pub fn survey(paths: &[PathBuf]) -> Result<Survey, CaptureError> {
+    let limits = Limits { bytes: INCLUDE_MAX_BYTES, entries: INCLUDE_MAX_ENTRIES };
+    let scan::Found { entries, mut failures, .. } = scan(paths, limits)?;
+    let (mut files, mut bytes) = (0, 0);
+    for (path, _) in entries.iter().filter(|(_, metadata)| metadata.is_file()) {
+        match open(path) {
+            Ok((_, metadata)) => {
+                files += 1;
+                bytes += metadata.len();
+            }
+            Err(error) => failures.push(path, error),
+        }
+    }
+    Ok(Survey { files, bytes, failures: failures.finish() })
 }
 
 /// Writes the object into every region as its frames come. It ends early, and appears nowhere, when

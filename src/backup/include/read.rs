@@ -165,7 +165,7 @@ impl<W: Write> Archiver<'_, W> {
 
 /// Opens what is still a file. A link or a pipe that took its place is neither followed nor waited
 /// for.
-fn open(path: &Path) -> io::Result<(File, Metadata)> {
+pub(super) fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
     let metadata = file.metadata()?;

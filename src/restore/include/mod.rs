@@ -16,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::RestoreError;
+use super::directory::free_bytes;
 use crate::accounts::Accounts;
 use crate::repo::{BackupInfo, CapturedKind, ContentKey, Included};
 use crate::store::Regions;
@@ -78,9 +79,9 @@ pub async fn prepare_include(
     };
     let captured = find(regions, info, included, key).await?;
     let (captured, options, there) = {
-        let key = key.clone();
+        let (key, paths) = (key.clone(), included.paths.clone());
         blocking(move || {
-            let there = look(&captured, &options, &key)?;
+            let there = look(&captured, &paths, &options, &key)?;
             Ok((captured, options, there))
         })
         .await?
@@ -98,6 +99,7 @@ pub async fn prepare_include(
 /// Refuses what must not be written; how many files are there already.
 fn look(
     captured: &Captured,
+    paths: &[String],
     options: &IncludeOptions,
     key: &ContentKey,
 ) -> Result<u64, RestoreError> {
@@ -108,10 +110,15 @@ fn look(
     let root = Root::open(&options.root)?;
     let mut differing = Vec::new();
     let mut blocked = Vec::new();
-    let mut there = 0;
+    let (mut there, mut needed) = (0, 0);
     for located in &captured.entries {
         let path = &located.entry.path;
         let goes_to = root_path.join(path);
+        // What the user is told of is all that comes.
+        if !paths.iter().any(|named| Path::new("/").join(path).starts_with(named)) {
+            blocked.push(format!("{} is none of the paths that were asked for", path.display()));
+            continue;
+        }
         if let Some(folder) = barred.iter().find(|folder| goes_to.starts_with(folder)) {
             blocked.push(format!(
                 "{} would go into the database's own folder {}",
@@ -120,11 +127,17 @@ fn look(
             ));
             continue;
         }
-        match root.look(located, key)? {
+        let size = match located.entry.kind {
+            CapturedKind::File(size) => Some(size),
+            _ => None,
+        };
+        let place = root.look(located, key)?;
+        if place != Place::Same {
+            needed += size.unwrap_or(0);
+        }
+        match place {
             Place::Nothing => {}
-            Place::Same => {
-                there += u64::from(matches!(located.entry.kind, CapturedKind::File(_)));
-            }
+            Place::Same => there += u64::from(size.is_some()),
             Place::Differs => differing.push(path.display().to_string()),
             Place::Blocked(problem) => blocked.push(problem),
         }
@@ -137,6 +150,10 @@ fn look(
             "files that were captured are there and differ: {}; nothing was restored. Name an empty folder with --include-to, move them away, or let them be replaced with --include-overwrite",
             some(&differing)
         )));
+    }
+    let free = free_bytes(&options.root)?;
+    if needed > free {
+        return Err(RestoreError::Space { path: options.root.clone(), needed, free });
     }
     Ok(there)
 }

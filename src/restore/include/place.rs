@@ -226,7 +226,10 @@ impl<'a> Writer<'a> {
                 self.put_file(&folder, name, entry, &mut content.take(*size), replaces)
             }
         };
-        outcome.map_err(|error| named(&full, error))
+        outcome.map_err(|error| {
+            let _ = remove(&folder, BEING_WRITTEN);
+            named(&full, error)
+        })
     }
 
     fn put_folder(
@@ -356,7 +359,7 @@ impl<'a> Writer<'a> {
                 Ok(()) => {}
             }
         }
-        self.devices.values().try_for_each(|file| syncfs(file))?;
+        self.devices.values().try_for_each(syncfs)?;
         Ok(self.outcome)
     }
 }

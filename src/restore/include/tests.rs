@@ -151,9 +151,16 @@ fn the_databases_own_folder_is_kept_out_of() {
         overwrite: true,
         keep_out: vec![folder.path().join(keep_out)],
     };
-    let error = look(&captured, &options("real/data"), &key()).unwrap_err().to_string();
-    assert!(error.contains("data/postgresql.conf"), "{error}");
-    assert_eq!(look(&captured, &options("real/dat"), &key()).unwrap(), 0);
+    let error = |paths: &[String], keep_out| {
+        look(&captured, paths, &options(keep_out), &key()).unwrap_err().to_string()
+    };
+    let paths = ["/data".to_owned()];
+    let told = error(&paths, "real/data");
+    assert!(told.contains("data/postgresql.conf"), "{told}");
+    assert_eq!(look(&captured, &paths, &options("real/dat"), &key()).unwrap(), 0);
+    // What the backup does not name is not brought.
+    let told = error(&["/data/postgresql".to_owned(), "/dat".to_owned()], "elsewhere");
+    assert!(told.contains("none of the paths"), "{told}");
 }
 
 /// Everything outside a folder, to see that it stays as it was.
