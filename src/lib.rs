@@ -9,6 +9,7 @@
 //!         archive, backup ──► pg ──► wal      wal, repo, config: pure, no I/O, no clock
 //! ```
 
+mod accounts;
 pub mod archive;
 pub mod backup;
 pub mod cli;

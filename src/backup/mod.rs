@@ -10,6 +10,7 @@
 mod after_gap;
 mod base;
 mod fanout;
+mod include;
 mod incremental;
 mod packer;
 mod packs;
@@ -31,6 +32,7 @@ use crate::store::{ReadError, StoreError};
 pub use crate::progress::Progress;
 pub use crate::repo::BackupType;
 pub use after_gap::back_up_after_gaps;
+pub use include::{CaptureError, Survey, survey};
 pub use take::{BackupRequest, take_backup};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
 
@@ -59,6 +61,9 @@ pub enum BackupError {
     /// What the server sent.
     #[error(transparent)]
     Tar(#[from] TarError),
+    /// Files from outside the data directory, before the server was read.
+    #[error("{0}")]
+    Capture(#[from] CaptureError),
     /// Every region failed.
     #[error("the backup reached no region: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoRegion(Vec<StoreError>),

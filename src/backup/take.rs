@@ -1,9 +1,14 @@
 //! Taking a backup, from the first question to the commit point.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::future::join_all;
+
 use super::base::{Base, choose_base, open_stream};
+use super::include::capture;
 use super::packer::Sums;
 use super::receive::{Received, Reception};
 use super::wal::{OwnArchiver, wait_for_wal};
@@ -16,8 +21,6 @@ use crate::repo::{
 };
 use crate::store::{Region, Regions, StoreError};
 use crate::wal::{Lsn, SegmentSize};
-use bytes::Bytes;
-use futures_util::future::join_all;
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -38,6 +41,8 @@ pub struct BackupRequest {
     pub spread_checkpoint: bool,
     /// How long the WAL may take to be in the regions.
     pub wal_timeout: Duration,
+    /// Files and folders of this machine that are captured beside the backup.
+    pub include: Vec<PathBuf>,
 }
 
 /// Takes a backup into all regions.
@@ -72,6 +77,8 @@ pub async fn take_backup(
     let Base { kind, parent, regions: lineage, failures } = base;
     let start_time = sql.clock().await?;
     let label = BackupLabel::new(start_time, kind, rand::random());
+    let level = request.compression_level;
+    let captured = capture(&request.include, &lineage, &label, &key, level).await?;
     let options = BackupOptions {
         label: format!("pgkeep {label}"),
         max_rate: request.max_rate,
@@ -89,7 +96,6 @@ pub async fn take_backup(
     });
     let tablespaces = tablespaces.collect();
     tracing::info!(%label, %start_lsn, parent = ?parent_label, "base backup begins");
-    let level = request.compression_level;
     let reception =
         Reception { regions: &lineage, label: &label, key: &key, level, parent, progress };
     let received = reception.run(stream).await?;
@@ -123,9 +129,12 @@ pub async fn take_backup(
             packs: sums.packs,
             files_idx: parts.files_idx,
             backup_manifest: parts.manifest,
+            include: captured.included.clone(),
+            include_failures: captured.failures.clone(),
         }
     })
     .await?;
+    let stored = captured.and(stored);
     let deadline = tokio::time::Instant::now() + request.wal_timeout;
     let published = publish(&info, &lineage, stored, deadline).await;
     if let Some(archiver) = own_archiver {

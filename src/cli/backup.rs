@@ -72,6 +72,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
         max_rate: args.max_rate,
         spread_checkpoint: args.spread_checkpoint,
         wal_timeout: config.backup.wal_timeout.0,
+        include: config.backup.include.clone(),
     };
     let progress = Arc::new(Progress::default());
     let shown = output::show_progress("backup", &progress);
@@ -102,13 +103,24 @@ fn tell(outcome: &BackupOutcome) -> Exit {
         output::bytes(info.stored_size),
         outcome.regions.join(", "),
     ));
+    if let Some(included) = &info.include {
+        output::note(&format!(
+            "with it {} captured files, {}",
+            included.files,
+            output::bytes(included.bytes)
+        ));
+    }
+    for failure in &info.include_failures {
+        output::note(&format!("error: not captured as a whole: {failure}"));
+    }
     for failure in &outcome.failures {
         output::note(&format!("error: {failure}"));
     }
     for failure in &info.checksum_failures {
         output::note(&format!("error: the server reports: {failure}"));
     }
-    match (info.checksum_failures.is_empty(), outcome.failures.is_empty()) {
+    let is_everywhere = outcome.failures.is_empty() && info.include_failures.is_empty();
+    match (info.checksum_failures.is_empty(), is_everywhere) {
         (false, _) => Exit::Integrity,
         (true, false) => Exit::FewerRegions,
         (true, true) => Exit::Done,

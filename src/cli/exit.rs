@@ -26,7 +26,7 @@ pub enum Exit {
     Integrity = 5,
     /// Two histories met, or the archive is another cluster's.
     Diverged = 6,
-    /// Done, but in fewer regions than configured.
+    /// Done, but in fewer regions than configured, or without files that backup.include names.
     FewerRegions = 7,
 }
 

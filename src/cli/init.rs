@@ -161,6 +161,8 @@ fn render(name: &str, conninfo: &str, regions: &[(String, String)]) -> String {
     text.push_str(
         "# [backup]\n\
          # compression_level = 1\n\
+         # Files and folders of this machine, outside the data directory, to be captured with each backup.\n\
+         # include = [\"/etc/postgresql\"]\n\
          # How long a backup waits for its WAL to be in a region.\n\
          # wal_timeout = \"5m\"\n\n\
          [objectives]\n\

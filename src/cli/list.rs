@@ -84,10 +84,12 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
 }
 
 fn row(info: &BackupInfo, regions: &[String]) -> Vec<String> {
-    let note = match info.checksum_failures.len() {
-        0 => String::new(),
-        count => format!("{count} checksum failures"),
-    };
+    let counts = [
+        (info.checksum_failures.len(), "checksum failures"),
+        (info.include_failures.len(), "paths not captured"),
+    ];
+    let notes = counts.iter().filter(|(count, _)| *count > 0);
+    let note = notes.map(|(count, what)| format!("{count} {what}")).collect::<Vec<_>>().join(", ");
     vec![
         info.label.to_string(),
         info.kind.to_string(),

@@ -5,6 +5,7 @@ mod backup;
 mod check;
 mod context;
 mod exit;
+mod include;
 mod init;
 mod list;
 mod logging;

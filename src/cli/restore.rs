@@ -1,6 +1,6 @@
 //! `pgkeep restore`: a data directory at any moment.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +8,14 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use super::context::{Context, catalog, open_readable};
-use super::{CliError, Exit, output};
+use super::include::{IncludeArgs, IncludeReport};
+use super::{CliError, Exit, include, output};
 use crate::backup::Progress;
 use crate::repo::BackupLabel;
 use crate::restore::{
-    Plan, PlanRequest, RestoreOptions, Restored, TablespaceMap, Target, TargetAction,
-    TimelineChoice, interrupted_backup, make_plan, parse_time, parse_timeline, restore,
+    IncludeOutcome, Plan, PlanRequest, PreparedInclude, RestoreOptions, Restored, TablespaceMap,
+    Target, TargetAction, TimelineChoice, interrupted_backup, make_plan, parse_time,
+    parse_timeline, restore,
 };
 use crate::store::{Catalog, Damage};
 use crate::wal::Lsn;
@@ -24,8 +26,8 @@ use crate::wal::Lsn;
 pub struct Args {
     /// The data directory to make; it must be empty or not exist, but for --delta. A restore that
     /// was interrupted is ended by the same command
-    #[arg(long, value_name = "DIR")]
-    pgdata: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "include_only")]
+    pgdata: Option<PathBuf>,
     /// Restore over a data directory of the same cluster: what is right on disk is kept, what differs
     /// is rewritten, and what does not belong is removed
     #[arg(long)]
@@ -75,6 +77,8 @@ pub struct Args {
     /// Do not verify the WAL in advance: damage is then found only when recovery comes to it
     #[arg(long)]
     skip_wal_check: bool,
+    #[command(flatten)]
+    include: IncludeArgs,
     /// Print the plan and touch nothing
     #[arg(long)]
     dry_run: bool,
@@ -98,6 +102,8 @@ struct Report<'a> {
     kept_bytes: Option<u64>,
     fetched_bytes: Option<u64>,
     removed_files: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    include: Option<IncludeReport>,
     damaged_objects: Vec<String>,
 }
 
@@ -126,18 +132,25 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let config = context.load()?;
     let regions = open_readable(&config, &args.region)?;
     let catalog = catalog(&config, &regions, args.lineage).await?;
+    let Some(pgdata) = args.pgdata.clone() else {
+        return run_without_database(&catalog, &args).await;
+    };
     let request = PlanRequest {
         target: args.target(),
         exclusive: args.exclusive,
         timeline: args.target_timeline,
-        backup: args.backup.clone().or_else(|| begun_with(&catalog, &args)),
+        backup: args.backup.clone().or_else(|| begun_with(&catalog, &args, &pgdata)),
         regions: args.region.clone(),
     };
     let plan = make_plan(&catalog, &request).await?;
     tell_plan(&plan);
+    let keep_out = folders_of(&catalog, &plan, &args, &pgdata);
+    let prepared = args.include.prepare(&catalog, &plan.backup, keep_out).await?;
+    let root = prepared.as_ref().map(|prepared| prepared.root().to_owned());
+    let included = |outcome| include::report(&catalog, &plan.backup, root.as_deref()?, outcome);
     if args.dry_run {
         if args.json {
-            report(&plan, None)?;
+            report(&plan, None, included(None))?;
         }
         return Ok(Exit::Done);
     }
@@ -145,7 +158,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
         .map_err(|error| CliError::new(Exit::Failed, format!("where is this program? {error}")))?;
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let options = RestoreOptions {
-        pgdata: args.pgdata.clone(),
+        pgdata: pgdata.clone(),
         delta: args.delta,
         tablespaces: args.tablespace_map.clone(),
         jobs: args.jobs.map_or(2 * cores, usize::from),
@@ -164,20 +177,74 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
             tell_damage(&damage);
         }
     })?;
-    tell_outcome(&restored, &args.pgdata);
+    let written = match prepared {
+        Some(prepared) => Some(write_captured(prepared, &plan).await?),
+        None => None,
+    };
+    tell_outcome(&restored, &pgdata);
     if args.json {
-        report(&plan, Some(&restored))?;
+        report(&plan, Some(&restored), included(written))?;
     }
     Ok(Exit::Done)
 }
 
+/// Writes captured files beside a database that is whole already.
+async fn write_captured(
+    prepared: PreparedInclude,
+    plan: &Plan,
+) -> Result<IncludeOutcome, CliError> {
+    include::write(prepared).await.map_err(|error| {
+        let message =
+            format!("the database is restored, captured files are not: {}", error.message);
+        CliError::new(error.exit, message).hint(format!(
+            "\"pgkeep restore --include-only --backup {}\" with the same --include options goes on",
+            plan.backup
+        ))
+    })
+}
+
+/// Brings captured files alone.
+async fn run_without_database(catalog: &Catalog, args: &Args) -> Result<Exit, CliError> {
+    let label = args.include.choose(catalog, args.backup.as_ref())?;
+    output::note(&format!("backup:   {label}"));
+    let Some(prepared) = args.include.prepare(catalog, label, Vec::new()).await? else {
+        return Ok(Exit::Done);
+    };
+    let root = prepared.root().to_owned();
+    let written = match args.dry_run {
+        true => None,
+        false => Some(include::write(prepared).await?),
+    };
+    for damage in catalog.regions.damage() {
+        tell_damage(&damage);
+    }
+    if args.json {
+        output::json(&include::report(catalog, label, &root, written))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The database's own folders.
+fn folders_of(catalog: &Catalog, plan: &Plan, args: &Args, pgdata: &Path) -> Vec<PathBuf> {
+    let backup = catalog.backups.get(&plan.backup);
+    let spaces = backup.into_iter().flat_map(|(info, _)| &info.tablespaces).map(|space| {
+        let mapped = args.tablespace_map.iter().find(|entry| entry.old == space.location);
+        mapped.map_or_else(|| PathBuf::from(&space.location), |entry| entry.new.clone())
+    });
+    std::iter::once(pgdata.to_owned()).chain(spaces).collect()
+}
+
 /// The backup with which an interrupted restore to the same target began, as long as it is there.
-fn begun_with(catalog: &Catalog, args: &Args) -> Option<BackupLabel> {
-    interrupted_backup(&args.pgdata, &args.target(), args.exclusive)
+fn begun_with(catalog: &Catalog, args: &Args, pgdata: &Path) -> Option<BackupLabel> {
+    interrupted_backup(pgdata, &args.target(), args.exclusive)
         .filter(|label| catalog.backups.contains_key(label))
 }
 
-fn report(plan: &Plan, restored: Option<&Restored>) -> Result<(), CliError> {
+fn report(
+    plan: &Plan,
+    restored: Option<&Restored>,
+    include: Option<IncludeReport>,
+) -> Result<(), CliError> {
     let damage = restored.map(|restored| restored.damage.as_slice()).unwrap_or_default();
     output::json(&Report {
         plan,
@@ -188,6 +255,7 @@ fn report(plan: &Plan, restored: Option<&Restored>) -> Result<(), CliError> {
         kept_bytes: restored.map(|restored| restored.kept),
         fetched_bytes: restored.map(|restored| restored.fetched),
         removed_files: restored.map(|restored| restored.removed),
+        include,
         damaged_objects: damage.iter().map(|d| format!("{}: {}", d.region, d.key)).collect(),
     })
 }
@@ -231,7 +299,7 @@ fn tell_damage(damage: &Damage) {
     ));
 }
 
-fn tell_outcome(restored: &Restored, pgdata: &std::path::Path) {
+fn tell_outcome(restored: &Restored, pgdata: &Path) {
     let rate = restored.bytes as f64 / restored.elapsed.as_secs_f64().max(0.001);
     output::note(&format!(
         "restored {} in {} ({}/s)",

@@ -49,6 +49,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
             max_rate: None,
             spread_checkpoint: false,
             wal_timeout: config.backup.wal_timeout.0,
+            include: config.backup.include.clone(),
         };
         let archive = archiver.state();
         tokio::spawn(back_up_after_gaps(archive, request, regions.clone(), cancelled.clone()));

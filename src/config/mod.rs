@@ -3,6 +3,7 @@
 //! Unknown keys are errors. Every error names the file, and where the TOML parser knows it, line
 //! and key. Passwords do not belong here: they come from the environment and from password files.
 
+mod include;
 mod units;
 
 use std::collections::BTreeMap;
@@ -123,6 +124,8 @@ pub struct BackupConfig {
     pub compression_level: i32,
     /// How long to wait for the WAL that makes a backup restorable.
     pub wal_timeout: Span,
+    /// Files and folders outside the data directory that are captured with each backup.
+    pub include: Vec<PathBuf>,
 }
 
 /// `[objectives]`.
@@ -164,7 +167,11 @@ impl Default for WalConfig {
 
 impl Default for BackupConfig {
     fn default() -> Self {
-        BackupConfig { compression_level: 1, wal_timeout: Span(Duration::from_secs(300)) }
+        BackupConfig {
+            compression_level: 1,
+            wal_timeout: Span(Duration::from_secs(300)),
+            include: Vec::new(),
+        }
     }
 }
 
@@ -263,6 +270,9 @@ impl Config {
         }
         if !levels.contains(&self.backup.compression_level) {
             return fail("backup.compression_level", "zstd has no such level");
+        }
+        if let Some(problem) = include::problem_of(&self.backup.include) {
+            return fail("backup.include", &problem);
         }
         if self.wal.alive_interval.0 < Duration::from_secs(1) {
             return fail("wal.alive_interval", "at least 1s");

@@ -133,6 +133,23 @@ pub enum ChangesFrom {
     BlockHashes,
 }
 
+/// The files from outside the data directory that were captured with a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Included {
+    /// The paths that were asked for.
+    pub paths: Vec<String>,
+    /// How many files there are, folders and links not counted.
+    pub files: u64,
+    /// Bytes of these files.
+    pub bytes: u64,
+    /// What was left out because it has no content: sockets, pipes, devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<String>,
+    /// `include.tar.zst`.
+    #[serde(flatten)]
+    pub object: StoredObject,
+}
+
 /// What `backup.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupInfo {
@@ -190,6 +207,12 @@ pub struct BackupInfo {
     pub files_idx: StoredObject,
     /// `backup_manifest`.
     pub backup_manifest: StoredObject,
+    /// Files from outside the data directory, if any were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub include: Option<Included>,
+    /// What of them could not be captured, or not as a whole, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include_failures: Vec<String>,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod coverage;
 mod files;
 mod gap;
 mod hash;
+mod include;
 mod lineage;
 mod names;
 mod piece;
@@ -19,7 +20,8 @@ mod varint;
 
 pub use alive::{Alive, RegionWord};
 pub use backup::{
-    BackupInfo, BackupLabel, BackupType, ChangesFrom, InvalidLabel, StoredObject, Tablespace,
+    BackupInfo, BackupLabel, BackupType, ChangesFrom, Included, InvalidLabel, StoredObject,
+    Tablespace,
 };
 pub use blocks::{BLOCK_SIZE, Block, BlockHashes, BlockHashesWriter};
 pub use container::{
@@ -33,11 +35,15 @@ pub use files::{
 };
 pub use gap::Gap;
 pub use hash::{ContentHash, ContentHasher, ContentKey, ShortHash};
+pub use include::{
+    CapturedEntry, CapturedKind, INCLUDE_MAX_BYTES, INCLUDE_MAX_ENTRIES, IncludeError,
+    LocatedEntry, append_captured, read_captured,
+};
 pub use lineage::{FORMAT_VERSION, Lineage};
 pub use names::{
     ALIVE_FOLDER, BACKUP_FOLDER, GAP_FOLDER, LINEAGE_FILE, PIECE_SIZE, PieceName, TIMELINE_FOLDER,
     WAL_FOLDER, alive_key, backup_folder, backup_json_key, files_idx_key, gap_key, history_key,
-    index_key, log_folder, manifest_key, pack_key, parse_gap_key, parse_history_name,
+    include_key, index_key, log_folder, manifest_key, pack_key, parse_gap_key, parse_history_name,
     parse_index_name, timeline_folder,
 };
 pub use piece::PieceMeta;

@@ -168,6 +168,11 @@ pub fn manifest_key(label: &BackupLabel) -> String {
     format!("{BACKUP_FOLDER}/{label}/backup_manifest")
 }
 
+/// The key of the files from outside the data directory that were captured with a backup.
+pub fn include_key(label: &BackupLabel) -> String {
+    format!("{BACKUP_FOLDER}/{label}/include.tar.zst")
+}
+
 /// The key of a backup's `number`-th pack.
 pub fn pack_key(label: &BackupLabel, number: u32) -> String {
     format!("{BACKUP_FOLDER}/{label}/pack-{number:06}.zst")

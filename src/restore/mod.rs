@@ -9,6 +9,7 @@ mod compare;
 mod directory;
 mod fetch;
 mod frames;
+mod include;
 mod manifest;
 mod occupant;
 mod plan;
@@ -26,6 +27,7 @@ use crate::repo::FileIndexError;
 use crate::store::ReadError;
 
 pub use directory::TablespaceMap;
+pub use include::{IncludeOptions, IncludeOutcome, PreparedInclude, prepare_include};
 pub use occupant::interrupted_backup;
 pub use plan::{PLAN_FILE, PathPart, Plan, PlanError, PlanRequest, make_plan};
 pub use run::{RestoreOptions, Restored, restore};

@@ -283,6 +283,8 @@ pub fn backup(pack: &Bytes, files_idx: &Bytes) -> BackupInfo {
         packs: 2,
         files_idx: stored(files_idx),
         backup_manifest: stored(&manifest()),
+        include: None,
+        include_failures: Vec::new(),
     }
 }
 

@@ -17,6 +17,7 @@ mod cli;
 mod connection;
 mod corruption;
 mod gaps;
+mod include;
 mod incremental;
 mod interrupted;
 mod ledger;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::context::{Context, conninfo};
 use super::{CliError, Exit, output};
+use crate::backup::survey;
 use crate::config::Config;
 
 /// Arguments of `check`.
@@ -83,6 +84,7 @@ pub async fn check(config: &Config, as_json: bool) -> Result<Exit, CliError> {
     let regions = join_all(config.regions.iter().map(|region| region::check(config, region)));
     let (server, regions) = tokio::join!(server, regions);
     items.items.extend(server.items);
+    check_include(config, &mut items).await;
     items.items.extend(regions.into_iter().flat_map(|region| region.items));
     if as_json {
         output::json(&items)?;
@@ -91,6 +93,30 @@ pub async fn check(config: &Config, as_json: bool) -> Result<Exit, CliError> {
     }
     let failed = items.items.iter().any(|item| item.state == State::Failed);
     Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+/// Whether what is captured beside backups can be read, by whoever runs this.
+async fn check_include(config: &Config, items: &mut Items) {
+    const ITEM: &str = "captured files";
+    let paths = config.backup.include.clone();
+    if paths.is_empty() {
+        return;
+    }
+    match tokio::task::spawn_blocking(move || survey(&paths)).await {
+        Ok(Ok(found)) => {
+            let count = format!("{} files, {}", found.files, output::bytes(found.bytes));
+            match found.failures.first() {
+                None => items.ok(ITEM, count),
+                Some(first) => items.warn(
+                    ITEM,
+                    format!("{count}; {} cannot be captured: {first}", found.failures.len()),
+                    "the user who runs pgkeep must be able to read what backup.include names",
+                ),
+            }
+        }
+        Ok(Err(error)) => items.fail(ITEM, error.to_string(), None),
+        Err(error) => items.fail(ITEM, error.to_string(), None),
+    }
 }
 
 fn print(items: &Items) {

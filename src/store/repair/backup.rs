@@ -1,6 +1,6 @@
 //! Backups: data first, `backup.json` last (invariant I3).
 //!
-//! What proves an object: `backup.json` has size and hash of `files.idx` and `backup_manifest`, and
+//! What proves an object: `backup.json` has size and hash of all others but packs, and
 //! `files.idx` those of every pack, packs of older backups included. `backup.json` itself is proved
 //! by what it names: of several that differ, the one whose `files.idx` exists is right.
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::repo::{
     BACKUP_FOLDER, BackupInfo, BackupLabel, ContentHash, FORMAT_VERSION, FileIndex, PackEntry,
-    backup_folder, backup_json_key, files_idx_key, manifest_key, pack_key,
+    backup_folder, backup_json_key, files_idx_key, include_key, manifest_key, pack_key,
 };
 use crate::store::PART_SIZE;
 
@@ -199,9 +199,10 @@ impl Work<'_> {
                 hash: Some(pack.hash),
             })
             .collect();
+        let include = info.include.iter().map(|found| (include_key(label), &found.object));
         let known =
             [(files_idx_key(label), &info.files_idx), (manifest_key(label), &info.backup_manifest)];
-        objects.extend(known.map(|(key, stored)| Stored {
+        objects.extend(known.into_iter().chain(include).map(|(key, stored)| Stored {
             key,
             kind: ObjectKind::BackupIndex,
             size: stored.size,

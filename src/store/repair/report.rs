@@ -22,7 +22,7 @@ pub enum ObjectKind {
     RollUp,
     /// Data of a backup.
     Pack,
-    /// `files.idx` and `backup_manifest`.
+    /// `files.idx`, `backup_manifest` and `include.tar.zst`.
     BackupIndex,
     /// Another file in a backup's folder.
     BackupExtra,
