@@ -1,17 +1,27 @@
 //! Read once, written everywhere: the same bytes go to an upload in every region.
 //!
 //! A region that fails drops out of this backup and holds up nothing; what it has of it does not
-//! count, because its `backup.json` is never written.
+//! count, because its `backup.json` is never written. So does one that takes nothing for long while
+//! another does: the server's stream waits for no single region.
+
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-use crate::store::{FailureKind, Region, StoreError};
+use crate::store::{FailureKind, Region, StoreError, Upload};
 
 /// Frames and parts waiting for one region.
 const QUEUE: usize = 16;
+/// How long a region may take nothing while another is ready for more.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a region has to forget an upload that is given up.
+const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 
 enum Order {
     Begin(String),
@@ -22,6 +32,7 @@ enum Order {
 struct Lane {
     name: String,
     orders: Option<mpsc::Sender<Order>>,
+    left_behind: CancellationToken,
     task: JoinHandle<Result<(), StoreError>>,
 }
 
@@ -34,26 +45,47 @@ impl Fanout {
     pub(super) fn new(regions: &[Region]) -> Fanout {
         let lanes = regions.iter().map(|region| {
             let (sender, receiver) = mpsc::channel(QUEUE);
-            let task = tokio::spawn(work(region.clone(), receiver));
-            Lane { name: region.name().to_owned(), orders: Some(sender), task }
+            let left_behind = CancellationToken::new();
+            let task = tokio::spawn(work(region.clone(), receiver, left_behind.clone()));
+            Lane { name: region.name().to_owned(), orders: Some(sender), left_behind, task }
         });
         Fanout { lanes: lanes.collect() }
     }
 
     async fn order(&mut self, make: impl Fn() -> Order) {
-        let sends = self.lanes.iter_mut().map(|lane| {
-            let order = make();
-            async move {
-                if let Some(orders) = &lane.orders
-                    && orders.send(order).await.is_err()
-                {
-                    // The task ended with an error, which `finish` reports.
+        let mut sends = FuturesUnordered::new();
+        for (index, lane) in self.lanes.iter().enumerate() {
+            if let Some(orders) = &lane.orders {
+                let order = make();
+                sends.push(async move { (index, orders.send(order).await.is_ok()) });
+            }
+        }
+        let mut taken = vec![None; self.lanes.len()];
+        loop {
+            match tokio::time::timeout(PATIENCE, sends.next()).await {
+                Ok(None) => break,
+                Ok(Some((index, is_taken))) => taken[index] = Some(is_taken),
+                Err(_) if taken.contains(&Some(true)) => break,
+                Err(_) => {}
+            }
+        }
+        drop(sends);
+        for (lane, taken) in self.lanes.iter_mut().zip(taken) {
+            match taken {
+                Some(true) => {}
+                // Its task ended with an error, which `finish` reports.
+                Some(false) => {
                     tracing::warn!(region = lane.name, "dropped out of this backup");
                     lane.orders = None;
                 }
+                None if lane.orders.is_some() => {
+                    tracing::warn!(region = lane.name, "too slow: left out of this backup");
+                    lane.left_behind.cancel();
+                    lane.orders = None;
+                }
+                None => {}
             }
-        });
-        join_all(sends).await;
+        }
     }
 
     /// An object begins.
@@ -95,31 +127,61 @@ impl Fanout {
     }
 }
 
-async fn work(region: Region, mut orders: mpsc::Receiver<Order>) -> Result<(), StoreError> {
+async fn work(
+    region: Region,
+    mut orders: mpsc::Receiver<Order>,
+    left_behind: CancellationToken,
+) -> Result<(), StoreError> {
     let mut upload = None;
-    while let Some(order) = orders.recv().await {
-        let outcome = match (order, &mut upload) {
-            (Order::Begin(key), _) => {
-                upload = Some(region.upload(&key).await?);
-                Ok(())
-            }
-            (Order::Bytes(bytes), Some(current)) => current.write(bytes).await,
-            (Order::End, _) => match upload.take() {
-                Some(current) => current.finish().await,
-                None => Ok(()),
-            },
-            (Order::Bytes(_), None) => Ok(()),
+    loop {
+        let done = tokio::select! {
+            done = next(&region, &mut orders, &mut upload) => done,
+            () = left_behind.cancelled() => Err(StoreError {
+                kind: FailureKind::Transient,
+                region: region.name().to_owned(),
+                operation: "write",
+                key: String::new(),
+                message: format!(
+                    "it took nothing for {} s while others did; \"pgkeep repair\" brings the backup there",
+                    PATIENCE.as_secs()
+                ),
+            }),
         };
-        if let Err(error) = outcome {
-            if let Some(current) = upload {
-                current.abort().await;
-            }
-            return Err(error);
+        match done {
+            Ok(true) => {}
+            // The orders ended, inside an object if the backup was given up.
+            Ok(false) => return give_up(upload, Ok(())).await,
+            Err(error) => return give_up(upload, Err(error)).await,
         }
     }
-    // The orders ended inside an object: the backup was given up.
-    if let Some(current) = upload {
-        current.abort().await;
+}
+
+/// Carries the next order out; `false` when there is none.
+async fn next(
+    region: &Region,
+    orders: &mut mpsc::Receiver<Order>,
+    upload: &mut Option<Upload>,
+) -> Result<bool, StoreError> {
+    match (orders.recv().await, &mut *upload) {
+        (None, _) => return Ok(false),
+        (Some(Order::Begin(key)), _) => *upload = Some(region.upload(&key).await?),
+        (Some(Order::Bytes(bytes)), Some(current)) => current.write(bytes).await?,
+        (Some(Order::Bytes(_)), None) => {}
+        (Some(Order::End), _) => {
+            if let Some(current) = upload.take() {
+                current.finish().await?;
+            }
+        }
     }
-    Ok(())
+    Ok(true)
+}
+
+async fn give_up(
+    upload: Option<Upload>,
+    outcome: Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    if let Some(upload) = upload {
+        let _ = tokio::time::timeout(ABORT_PATIENCE, upload.abort()).await;
+    }
+    outcome
 }

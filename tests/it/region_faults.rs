@@ -402,3 +402,24 @@ impl Drop for SmallDisk {
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }
+
+// The server's stream waits for no single region: a backup goes on without one that hangs, and
+// repair brings it there.
+#[test]
+fn a_region_that_hangs_is_left_out_of_a_backup_and_repaired() {
+    let site = Site::new();
+    site.server.write_bulk(80);
+    site.proxy.set(Fault::Hang);
+    let taken = site.keeper.run(&["backup", "--json"]).expect(7);
+    assert!(taken.stderr.contains("too slow"), "{}", taken.stderr);
+    let backup = taken.json();
+    assert_eq!(backup["regions"], serde_json::json!(HEALTHY));
+    site.proxy.set(Fault::None);
+    site.keeper.run(&["repair"]).expect(0);
+    let expected = site.server.sql("SELECT count(*) || ' ' || sum(n) FROM bulk");
+    let label = backup["label"].as_str().unwrap();
+    let arguments = ["--region", "ap", "--target-immediate", "--backup", label];
+    let mut copy = site.keeper.restore_and_start(&site.folder, 17, "from-ap", &arguments);
+    copy.wait_until_writable();
+    assert_eq!(copy.sql("SELECT count(*) || ' ' || sum(n) FROM bulk"), expected);
+}
