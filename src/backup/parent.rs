@@ -13,10 +13,10 @@ use super::parent_file::ParentFile;
 use super::{BackupError, BackupType};
 use crate::pg::{Connection, PgError};
 use crate::repo::{
-    BackupInfo, BlockHashes, ContentKey, Extent, FileKind, FileLookup, PackEntry, Trailer,
-    TrailerRead, decompress_frame, files_idx_key, manifest_key, pack_key,
+    BackupInfo, BlockHashes, ContentKey, Extent, FileKind, FileLookup, PackEntry, files_idx_key,
+    manifest_key,
 };
-use crate::store::{Catalog, ReadError, Region, Regions};
+use crate::store::{Catalog, ReadError, Region, Regions, read_block_hashes};
 
 /// Hashes of packs that are held at once.
 const HELD_HASHES: usize = 64 << 20;
@@ -117,7 +117,7 @@ impl Parent {
             return hashes;
         }
         let entry = &self.lookup.packs()[pack as usize];
-        let hashes = match read_hashes(&self.regions, entry).await {
+        let hashes = match read_block_hashes(&self.regions, entry).await {
             Ok(hashes) => Arc::new(hashes),
             Err(error) => {
                 tracing::warn!(
@@ -175,36 +175,4 @@ pub(super) enum UploadError {
     Read(#[from] ReadError),
     #[error("the parent's backup_manifest is damaged")]
     Damaged,
-}
-
-/// Reads what lies behind the frames of files: the hashes of their blocks.
-async fn read_hashes(regions: &Regions, pack: &PackEntry) -> Result<BlockHashes, ReadError> {
-    let object = &pack_key(&pack.label, pack.number);
-    let from = pack.frames.iter().map(|frame| u64::from(frame.stored_size)).sum::<u64>();
-    let read = |region: Region| async move {
-        region.get_range(object, from.min(pack.stored_size)..pack.stored_size).await
-    };
-    let parse = |region: Region, bytes: Bytes| async move {
-        parse_hashes(&bytes, pack).map_err(|problem| region.damaged(object, problem))
-    };
-    regions.read_soonest(read, parse).await
-}
-
-fn parse_hashes(tail: &Bytes, pack: &PackEntry) -> Result<BlockHashes, String> {
-    let trailer = match Trailer::read(tail, pack.stored_size) {
-        Ok(TrailerRead::Done(trailer)) => trailer,
-        Ok(TrailerRead::NeedLast(_)) => return Err("its frames are not those of files.idx".into()),
-        Err(error) => return Err(error.to_string()),
-    };
-    let begin = pack.stored_size - tail.len() as u64;
-    let mut hashes = BlockHashes::default();
-    for frame in trailer.frames.iter().skip(pack.frames.len()) {
-        let from = frame.offset.checked_sub(begin).and_then(|from| usize::try_from(from).ok());
-        let stored = from
-            .and_then(|from| tail.get(from..from + frame.stored_size as usize))
-            .ok_or("its frames are not those of files.idx")?;
-        let raw = decompress_frame(stored, frame.raw_size).map_err(|error| error.to_string())?;
-        hashes.add(&raw).ok_or("the hashes of its blocks make no sense")?;
-    }
-    Ok(hashes)
 }

@@ -5,29 +5,31 @@
 //! together from them first; if it has the hash that the index names, nothing is read or written.
 //! A crash leaves files that are partly right, which the next comparison finds out.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZero;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use rustix::fs::Advice;
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::RestoreError;
-use super::compare::{make_zero, same_as_frame, write_if_different};
+use super::compare::{covers, differing_blocks, make_zero, same_as_frame, write_if_different};
 use super::directory::make_private;
 use super::frames::{Request, Wanted, Write, group, requests};
 use crate::backup::Progress;
 use crate::repo::{
-    ContentKey, Extent, FileEntry, FileIndex, FileKind, decompress_frame_into, pack_key,
+    BlockHashes, ContentKey, Extent, FileEntry, FileIndex, FileKind, decompress_frame_into,
+    pack_key,
 };
-use crate::store::{Regions, StoreError};
+use crate::store::{Regions, StoreError, read_block_hashes};
 
 /// What writing a file takes.
 const WRITABLE: u32 = 0o600;
@@ -35,6 +37,8 @@ const WRITABLE: u32 = 0o600;
 const BUDGET_KIB: usize = 256 << 10;
 /// Runs from this size on are sent to the disk at once; the rest waits for the sync at the end.
 const SEND_SIZE: u64 = 256 << 10;
+/// Packs whose block hashes are held at once; each takes about a thousandth of what it holds.
+const HELD_HASHES: usize = 16;
 
 /// What is shared by all requests.
 pub(super) struct Fetch {
@@ -49,6 +53,8 @@ pub(super) struct Fetch {
     budget: Semaphore,
     fetched: AtomicU64,
     kept: AtomicU64,
+    /// The hashes of the packs that were looked at last.
+    block_hashes: Mutex<VecDeque<(u32, Arc<OnceCell<Arc<BlockHashes>>>)>>,
 }
 
 impl Fetch {
@@ -71,6 +77,7 @@ impl Fetch {
             budget: Semaphore::new(BUDGET_KIB),
             fetched: AtomicU64::new(0),
             kept: AtomicU64::new(0),
+            block_hashes: Mutex::default(),
         }
     }
 
@@ -179,7 +186,12 @@ impl Fetch {
             false => vec![request],
             true => {
                 let this = self.clone();
-                let differing = tokio::task::spawn_blocking(move || this.differing(request));
+                let hashes = match request.frames.iter().all(covers) {
+                    true => Arc::default(),
+                    false => self.block_hashes(request.pack).await,
+                };
+                let differing =
+                    tokio::task::spawn_blocking(move || this.differing(request, &hashes));
                 differing.await.map_err(io::Error::other)??
             }
         };
@@ -189,22 +201,63 @@ impl Fetch {
         Ok(())
     }
 
+    /// The hashes of a pack's blocks; none when they cannot be had: then nothing is known to be
+    /// right.
+    async fn block_hashes(&self, pack: u32) -> Arc<BlockHashes> {
+        let held = {
+            let mut held = self.block_hashes.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = held.iter().position(|(of, _)| *of == pack);
+            let entry = place.and_then(|place| held.remove(place));
+            let entry = entry.unwrap_or_else(|| (pack, Arc::default()));
+            held.push_back(entry.clone());
+            while held.len() > HELD_HASHES {
+                held.pop_front();
+            }
+            entry.1
+        };
+        let read = || async {
+            let pack = &self.index.packs[pack as usize];
+            match read_block_hashes(&self.regions, pack).await {
+                Ok(hashes) => Arc::new(hashes),
+                Err(error) => {
+                    tracing::debug!("frames of {} are read instead: {error}", pack.label);
+                    Arc::default()
+                }
+            }
+        };
+        held.get_or_init(read).await.clone()
+    }
+
     /// What of a request is not on disk already.
-    fn differing(&self, request: Request) -> io::Result<Vec<Request>> {
+    fn differing(&self, request: Request, hashes: &BlockHashes) -> io::Result<Vec<Request>> {
         let mut files = Files::new(self);
         let mut content = Vec::new();
         let mut left = Vec::new();
         let Request { pack, frames } = request;
-        for wanted in frames {
+        for mut wanted in frames {
             let hash = self.index.packs[pack as usize].frames[wanted.frame as usize].hash;
-            let read = |write: &Write, bytes: &mut [u8]| -> io::Result<()> {
+            let mut read = |write: &Write, bytes: &mut [u8]| -> io::Result<()> {
                 files.of(write)?.read_exact_at(bytes, write.file_offset)
             };
-            if same_as_frame(&wanted, hash, &self.key, &mut content, read)? {
-                let bytes = wanted.writes.iter().map(|write| u64::from(write.length)).sum();
-                self.kept.fetch_add(bytes, Ordering::Relaxed);
-                self.progress.add(bytes);
-            } else {
+            let bytes = |wanted: &Wanted| -> u64 {
+                wanted.writes.iter().map(|write| u64::from(write.length)).sum()
+            };
+            let all = bytes(&wanted);
+            match covers(&wanted) {
+                true if same_as_frame(&wanted, hash, &self.key, &mut content, &mut read)? => {
+                    wanted.writes.clear();
+                }
+                true => {}
+                false => {
+                    let find = |offset| hashes.find(wanted.frame, offset);
+                    wanted.writes =
+                        differing_blocks(&wanted.writes, find, &self.key, &mut content, read)?;
+                }
+            }
+            let kept = all - bytes(&wanted);
+            self.kept.fetch_add(kept, Ordering::Relaxed);
+            self.progress.add(kept);
+            if !wanted.writes.is_empty() {
                 left.push(wanted);
             }
         }

@@ -21,6 +21,15 @@ pub(super) struct Write {
     pub(super) length: u32,
 }
 
+impl Write {
+    /// Whether another goes on where this one ends, in the frame and in the file.
+    pub(super) fn is_followed_by(&self, next: &Write) -> bool {
+        self.file == next.file
+            && self.file_offset + u64::from(self.length) == next.file_offset
+            && self.frame_offset + self.length == next.frame_offset
+    }
+}
+
 /// A frame that is needed, with all that is made of it, in the order of the frame's content.
 #[derive(Debug)]
 pub(super) struct Wanted {

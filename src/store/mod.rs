@@ -5,6 +5,7 @@
 //! the caller's own hash before it is used (invariants I5, I9, I10).
 
 mod ask;
+mod block_hashes;
 mod catalog;
 mod copy;
 mod counts;
@@ -23,6 +24,7 @@ mod wal;
 mod write;
 
 pub use ask::ask_all;
+pub use block_hashes::read_block_hashes;
 pub use catalog::{Catalog, list_lineages};
 pub use copy::{Copied, WalRange, copy_wal};
 pub use counts::RequestCounts;
