@@ -8,11 +8,15 @@
 //! (invariant I3).
 
 mod after_gap;
+mod clear;
 mod fanout;
+mod lease;
 mod packer;
 mod packs;
+mod schedule;
 mod take;
 mod tar;
+mod turn;
 mod wal;
 
 use std::time::Duration;
@@ -20,12 +24,14 @@ use std::time::Duration;
 use crate::archive::ArchiveError;
 use crate::pg::PgError;
 use crate::repo::BackupInfo;
-use crate::store::StoreError;
+use crate::store::{ReadError, StoreError};
 
 pub use crate::progress::Progress;
 pub use after_gap::back_up_after_gaps;
+pub use schedule::{Done, Due, Schedules, keep_schedule};
 pub use take::{BackupRequest, take_backup};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
+pub use turn::{Attempt, BackupTurns};
 
 /// What a backup came to.
 #[derive(Debug)]
@@ -52,6 +58,12 @@ pub enum BackupError {
     /// What the server sent.
     #[error(transparent)]
     Tar(#[from] TarError),
+    /// The server found damaged pages, and such a backup is not wanted.
+    #[error("the server found pages with wrong checksums, so the backup was given up (backup.on_checksum_failure = \"fail\"): {}", .0.join("; "))]
+    Checksums(Vec<String>),
+    /// No region can be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// Every region failed.
     #[error("the backup reached no region: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoRegion(Vec<StoreError>),

@@ -7,13 +7,16 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
+use super::clear::{Clearing, clear_own};
 use super::fanout::Fanout;
+use super::lease::BackupLease;
 use super::packer::Packer;
 use super::packs::{Compressing, compress, write_packs};
 use super::tar::{TarEvent, TarReader};
 use super::wal::{OwnArchiver, wait_for_wal};
 use super::{BackupError, BackupOutcome, Progress};
 use crate::archive::ArchiveSettings;
+use crate::config::OnChecksumFailure;
 use crate::pg::{BackupEvent, BackupOptions, BackupStream, Connector, PgError};
 use crate::repo::{
     BackupInfo, BackupLabel, BackupType, ContentHasher, ContentKey, FORMAT_VERSION, FileIndex,
@@ -34,6 +37,10 @@ pub struct BackupRequest {
     pub archive: ArchiveSettings,
     /// An archiver runs in this process already.
     pub has_archiver: bool,
+    /// How it is to relate to older ones.
+    pub kind: BackupType,
+    /// What to do when the server finds pages with wrong checksums.
+    pub on_checksum_failure: OnChecksumFailure,
     /// zstd's level.
     pub compression_level: i32,
     /// Kilobytes a second at most.
@@ -92,6 +99,8 @@ pub async fn take_backup(
     let key = ContentKey::for_system(identity.system_id);
     let start_time = sql.clock().await?;
     let label = BackupLabel::new(start_time, BackupType::Full, rand::random());
+    let lease = BackupLease::begin(&lineage, &label, None, start_time).await;
+    let clearing = Clearing::begin(&lineage, start_time);
     let options = BackupOptions {
         label: format!("pgkeep {label}"),
         max_rate: request.max_rate,
@@ -108,6 +117,7 @@ pub async fn take_backup(
     tracing::info!(%label, %start_lsn, "base backup begins");
     let level = request.compression_level;
     let received = receive(stream, &lineage, &label, &key, level, progress).await?;
+    let received = refuse_damage(received, request.on_checksum_failure, &lineage, &label).await?;
     let stop_time = sql.clock().await?;
     let times = (start_time, stop_time);
     let (info, stored) = store_index(received, &key, |parts| {
@@ -141,7 +151,9 @@ pub async fn take_backup(
     })
     .await?;
     let deadline = tokio::time::Instant::now() + request.wal_timeout;
-    let published = publish(&info, &lineage, stored, deadline).await;
+    let published = publish(&info, &lineage, stored, &lease, deadline).await;
+    lease.end().await;
+    clearing.end().await;
     if let Some(archiver) = own_archiver {
         // What is published is published.
         if let Err(error) = archiver.stop().await {
@@ -276,6 +288,22 @@ async fn receive(
     }
 }
 
+/// Gives up a backup of damaged pages if the policy says so, and removes what was stored of it.
+async fn refuse_damage(
+    received: Received,
+    policy: OnChecksumFailure,
+    regions: &[Region],
+    label: &BackupLabel,
+) -> Result<Received, BackupError> {
+    if received.checksum_failures.is_empty() || policy == OnChecksumFailure::Keep {
+        return Ok(received);
+    }
+    // Nothing must be written any more when it is removed.
+    received.fanout.finish().await;
+    clear_own(regions, label).await;
+    Err(BackupError::Checksums(received.checksum_failures))
+}
+
 fn end_archive(part: &Part) -> Result<(), BackupError> {
     match part {
         Part::Archive(tar, _) => Ok(tar.finish()?),
@@ -345,6 +373,7 @@ async fn publish(
     info: &BackupInfo,
     regions: &[Region],
     stored: Vec<Result<(), StoreError>>,
+    lease: &BackupLease,
     deadline: tokio::time::Instant,
 ) -> Vec<Result<(), StoreError>> {
     let bytes = serde_json::to_vec_pretty(info).map(Bytes::from).unwrap_or_default();
@@ -354,6 +383,7 @@ async fn publish(
         async move {
             stored?;
             wait_for_wal(region, info, deadline).await?;
+            lease.check(region)?;
             region.put(&key, bytes).await.map(|_| ())
         }
     });

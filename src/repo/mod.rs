@@ -10,6 +10,7 @@ mod coverage;
 mod files;
 mod gap;
 mod hash;
+mod lease;
 mod lineage;
 mod names;
 mod piece;
@@ -28,12 +29,13 @@ pub use files::{
 };
 pub use gap::Gap;
 pub use hash::{ContentHash, ContentHasher, ContentKey, ShortHash};
+pub use lease::{LEASE_LIFETIME, Lease, LeaseKind, is_abandoned};
 pub use lineage::{FORMAT_VERSION, Lineage};
 pub use names::{
-    ALIVE_FOLDER, BACKUP_FOLDER, GAP_FOLDER, LINEAGE_FILE, PIECE_SIZE, PieceName, TIMELINE_FOLDER,
-    WAL_FOLDER, alive_key, backup_folder, backup_json_key, files_idx_key, gap_key, history_key,
-    index_key, log_folder, manifest_key, pack_key, parse_gap_key, parse_history_name,
-    parse_index_name, timeline_folder,
+    ALIVE_FOLDER, BACKUP_FOLDER, GAP_FOLDER, LEASE_FOLDER, LINEAGE_FILE, PIECE_SIZE, PieceName,
+    TIMELINE_FOLDER, WAL_FOLDER, alive_key, backup_folder, backup_json_key, files_idx_key, gap_key,
+    history_key, index_key, lease_key, log_folder, manifest_key, pack_key, parse_gap_key,
+    parse_history_name, parse_index_name, timeline_folder,
 };
 pub use piece::PieceMeta;
 pub use rollup::{RollUp, RollUpError, build_roll_up, read_roll_up};
