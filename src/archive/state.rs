@@ -239,7 +239,7 @@ impl ArchiveState {
     }
 
     /// Notes what an operator must look into; whether it is new.
-    pub(super) fn alarm(&self, alarm: String) -> bool {
+    pub fn alarm(&self, alarm: String) -> bool {
         let mut inner = self.lock();
         let is_new = !inner.alarms.contains(&alarm) && inner.alarms.len() < MAX_ALARMS;
         if is_new {

@@ -1,12 +1,11 @@
 //! A new base backup as soon as a gap was recorded: only it makes the moments after the gap
 //! reachable. A crash forgets nothing: at the start the regions tell whether one is owed.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{BackupRequest, Progress, take_backup};
+use super::{BackupError, BackupRequest, BackupTurns};
 use crate::archive::ArchiveState;
 use crate::store::{Catalog, ReadError, Regions, list_lineages};
 
@@ -22,6 +21,7 @@ pub async fn back_up_after_gaps(
     archive: ArchiveState,
     request: BackupRequest,
     regions: Regions,
+    turns: BackupTurns,
     cancelled: CancellationToken,
 ) {
     let mut gaps = archive.gaps();
@@ -40,20 +40,16 @@ pub async fn back_up_after_gaps(
         tracing::warn!("a gap was recorded: taking a base backup at once (wal.on_gap)");
         let mut pause = FIRST_PAUSE;
         loop {
-            let progress = Arc::new(Progress::default());
+            let taking = async { turns.wait().await.take(&request, &regions, &archive).await };
             let taken = tokio::select! {
-                taken = take_backup(&request, &regions, &progress) => taken,
+                taken = taking => taken,
                 () = cancelled.cancelled() => return,
             };
             match taken {
-                Ok(outcome) => {
-                    tracing::info!(label = %outcome.info.label, regions = ?outcome.regions, "the backup after the gap is there");
-                    for failure in &outcome.failures {
-                        tracing::warn!("{failure}");
-                    }
-                    break;
-                }
-                Err(error) => tracing::error!("the backup after the gap failed: {error}"),
+                Ok(_) => break,
+                // The same pages would be read again, with the same end.
+                Err(BackupError::Checksums(_)) => pause = LONGEST_PAUSE,
+                Err(_) => {}
             }
             tokio::select! {
                 () = tokio::time::sleep(crate::jitter::around(pause)) => {}

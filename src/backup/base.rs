@@ -4,10 +4,12 @@
 //! keeps WAL summaries (17 and newer, `summarize_wal`) reads and sends only those blocks. When it
 //! cannot, it sends everything, and blocks that have the parent's hash are not stored.
 
+use futures_util::future::join_all;
+
 use super::parent::{Parent, UploadError, choose};
 use super::{BackupError, BackupType};
 use crate::pg::{BackupOptions, BackupStream, Connection, Connector, IdentifySystem, PgError};
-use crate::repo::{BLOCK_SIZE, ChangesFrom, ContentKey};
+use crate::repo::{BLOCK_SIZE, BackupLabel, ChangesFrom, ContentKey, backup_json_key};
 use crate::store::{Catalog, FailureKind, Region, Regions, StoreError, list_lineages};
 
 /// The first major version that knows `UPLOAD_MANIFEST`.
@@ -20,6 +22,8 @@ pub(super) struct Base {
     pub(super) parent: Option<Parent>,
     /// The regions that can hold it, at the lineage's folder.
     pub(super) regions: Vec<Region>,
+    /// All regions.
+    pub(super) everywhere: Vec<Region>,
     /// Why the others cannot.
     pub(super) failures: Vec<StoreError>,
 }
@@ -37,8 +41,14 @@ pub(super) async fn choose_base(
 ) -> Result<Base, BackupError> {
     let all = cluster.within(&identity.system_id.to_string());
     let all: Vec<Region> = all.iter().cloned().collect();
-    let full =
-        |regions| Base { kind: BackupType::Full, parent: None, regions, failures: Vec::new() };
+    let everywhere = all.clone();
+    let full = |regions| Base {
+        kind: BackupType::Full,
+        parent: None,
+        regions,
+        everywhere: everywhere.clone(),
+        failures: Vec::new(),
+    };
     if kind == BackupType::Full {
         return Ok(full(all));
     }
@@ -67,7 +77,26 @@ pub(super) async fn choose_base(
     };
     let failures = others.iter().map(lacking).collect();
     let parent = Parent::open(info, Regions::new(regions.clone()), key.clone()).await?;
-    Ok(Base { kind, parent: Some(parent), regions, failures })
+    Ok(Base { kind, parent: Some(parent), regions, everywhere, failures })
+}
+
+/// Looks again, now that a lease names it, whether the parent is there.
+///
+/// # Errors
+/// When somebody removed it meanwhile.
+pub(super) async fn require_parent(
+    regions: &[Region],
+    parent: &BackupLabel,
+) -> Result<(), BackupError> {
+    let key = &backup_json_key(parent);
+    for found in join_all(regions.iter().map(|region| region.size(key))).await {
+        // A region that cannot be asked fails later, by itself.
+        if let Ok(None) = found {
+            let problem = "it was removed while this backup began".into();
+            return Err(BackupError::Parent(parent.clone(), problem));
+        }
+    }
+    Ok(())
 }
 
 /// Asks the server for the files: only what changed since the parent where it can, or all.

@@ -9,17 +9,22 @@
 
 mod after_gap;
 mod base;
+mod clear;
 mod fanout;
 mod include;
 mod incremental;
+mod lease;
 mod packer;
 mod packs;
 mod parent;
 mod parent_file;
+mod publish;
 mod receive;
 mod records;
+mod schedule;
 mod take;
 mod tar;
+mod turn;
 mod wal;
 
 use std::time::Duration;
@@ -33,8 +38,10 @@ pub use crate::progress::Progress;
 pub use crate::repo::BackupType;
 pub use after_gap::back_up_after_gaps;
 pub use include::{CaptureError, Survey, survey};
+pub use schedule::{Done, Due, Schedules, keep_schedule};
 pub use take::{BackupRequest, take_backup};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
+pub use turn::{Attempt, BackupTurns};
 
 /// What a backup came to.
 #[derive(Debug)]
@@ -64,6 +71,9 @@ pub enum BackupError {
     /// Files from outside the data directory, before the server was read.
     #[error("{0}")]
     Capture(#[from] CaptureError),
+    /// The server found damaged pages, and such a backup is not wanted.
+    #[error("the server found pages with wrong checksums, so the backup was given up (backup.on_checksum_failure = \"fail\"): {}", .0.join("; "))]
+    Checksums(Vec<String>),
     /// Every region failed.
     #[error("the backup reached no region: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoRegion(Vec<StoreError>),

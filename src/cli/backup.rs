@@ -39,7 +39,7 @@ pub struct Args {
     /// What kind of backup
     #[arg(long = "type", value_enum, default_value = "full")]
     kind: Type,
-    /// Kilobytes a second that the server sends at most (32 to 1048576)
+    /// Kilobytes a second that the server sends at most (32 to 1048576); otherwise backup.max_rate
     #[arg(long, value_name = "KB", value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
     max_rate: Option<u32>,
     /// Wait for the next scheduled checkpoint instead of asking for one
@@ -68,8 +68,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
         connector: Connector::new(conninfo(&config)?),
         archive: ArchiveSettings::new(&config.cluster, &config.wal),
         has_archiver: false,
+        on_checksum_failure: config.backup.on_checksum_failure,
         compression_level: config.backup.compression_level,
-        max_rate: args.max_rate,
+        max_rate: args.max_rate.or(config.backup.max_rate_kilobytes()),
         spread_checkpoint: args.spread_checkpoint,
         wal_timeout: config.backup.wal_timeout.0,
         include: config.backup.include.clone(),

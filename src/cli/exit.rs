@@ -111,6 +111,9 @@ impl From<BackupError> for CliError {
         match error {
             BackupError::Server(error) => error.into(),
             BackupError::Archive(error) => error.into(),
+            BackupError::Read(error) => error.into(),
+            BackupError::Checksums(_) => CliError::new(Exit::Integrity, error.to_string())
+                .hint("the damage is on the server's disk; on_checksum_failure = \"keep\" keeps such a backup, and says which pages"),
             error => CliError::new(Exit::Failed, error.to_string()),
         }
     }

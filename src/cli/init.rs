@@ -160,6 +160,15 @@ fn render(name: &str, conninfo: &str, regions: &[(String, String)]) -> String {
     }
     text.push_str(
         "# [backup]\n\
+         # When \"pgkeep run\" takes backups: minute, hour, day of month, month, day of week, in UTC.\n\
+         # Every Sunday at 3:00 would be \"0 3 * * 0\"; \"\" is never.\n\
+         # full = \"\"\n\
+         # differential = \"\"\n\
+         # incremental = \"\"\n\
+         # A backup with damaged pages: \"keep\" it and say so, or \"fail\".\n\
+         # on_checksum_failure = \"keep\"\n\
+         # What the server sends in a second at most, such as 50MB; \"\" is no limit.\n\
+         # max_rate = \"\"\n\
          # compression_level = 1\n\
          # Files and folders of this machine, outside the data directory, to be captured with each backup.\n\
          # include = [\"/etc/postgresql\"]\n\

@@ -22,6 +22,9 @@ pub struct Args {
     json: bool,
 }
 
+/// Checksum failures that are named for each backup.
+const FAILURES_SHOWN: usize = 10;
+
 #[derive(Serialize)]
 struct Report<'a> {
     cluster: &'a str,
@@ -75,12 +78,26 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
             &rows,
         );
     }
+    for (info, _) in catalog.backups.values() {
+        tell_checksum_failures(info);
+    }
     for (timeline, from, to) in &catalog.gaps {
         output::line(&format!(
             "GAP on timeline {timeline} from {from} to {to}: no restore crosses it"
         ));
     }
     Ok(Exit::Done)
+}
+
+/// Which pages the server found damaged.
+fn tell_checksum_failures(info: &BackupInfo) {
+    for failure in info.checksum_failures.iter().take(FAILURES_SHOWN) {
+        output::line(&format!("DAMAGE in {}: {failure}", info.label));
+    }
+    let more = info.checksum_failures.len().saturating_sub(FAILURES_SHOWN);
+    if more > 0 {
+        output::line(&format!("DAMAGE in {}: {more} more (--json names all)", info.label));
+    }
 }
 
 fn row(info: &BackupInfo, regions: &[String]) -> Vec<String> {

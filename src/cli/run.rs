@@ -7,10 +7,12 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, conninfo, open_regions};
 use super::{CliError, Exit};
 use crate::archive::{ArchiveSettings, Archiver};
-use crate::backup::{BackupRequest, BackupType, back_up_after_gaps};
-use crate::config::OnGap;
+use crate::backup::{BackupRequest, BackupTurns, Schedules, back_up_after_gaps, keep_schedule};
+use crate::config::{Config, OnGap};
 use crate::pg::{Connector, SlotWatch};
+use crate::repo::BackupType;
 use crate::serve::{Objectives, Service};
+use crate::store::Regions;
 
 /// Arguments of `run`.
 #[derive(Debug, ClapArgs)]
@@ -39,26 +41,26 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     let archiver = Archiver::new(settings.clone(), connector.clone(), &regions);
     let cancelled = CancellationToken::new();
     stop_on_signals(cancelled.clone())?;
-    if config.wal.on_gap == OnGap::Backup {
-        let request = BackupRequest {
-            kind: BackupType::Full,
-            connector: connector.clone(),
-            archive: settings,
-            has_archiver: true,
-            compression_level: config.backup.compression_level,
-            max_rate: None,
-            spread_checkpoint: false,
-            wal_timeout: config.backup.wal_timeout.0,
-            include: config.backup.include.clone(),
-        };
-        let archive = archiver.state();
-        tokio::spawn(back_up_after_gaps(archive, request, regions.clone(), cancelled.clone()));
-    }
+    let turns = BackupTurns::default();
+    let request = BackupRequest {
+        connector: connector.clone(),
+        archive: settings,
+        has_archiver: true,
+        kind: BackupType::Full,
+        on_checksum_failure: config.backup.on_checksum_failure,
+        compression_level: config.backup.compression_level,
+        max_rate: config.backup.max_rate_kilobytes(),
+        spread_checkpoint: false,
+        wal_timeout: config.backup.wal_timeout.0,
+        include: config.backup.include.clone(),
+    };
+    take_backups(&config, &archiver, &request, &regions, &turns, &cancelled);
     if !config.http.listen.is_empty() {
         let service = Service {
             cluster: config.cluster.name.clone(),
             regions: regions.within(&config.cluster.name),
             archive: archiver.state(),
+            turns,
             connector,
             slot: config.cluster.slot.clone(),
             slot_watch: SlotWatch::default(),
@@ -69,6 +71,37 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
     archiver.run(&cancelled).await?;
     tracing::info!("stopped");
     Ok(Exit::Done)
+}
+
+/// Starts what takes backups by itself: after gaps, and by the clock.
+fn take_backups(
+    config: &Config,
+    archiver: &Archiver,
+    request: &BackupRequest,
+    regions: &Regions,
+    turns: &BackupTurns,
+    cancelled: &CancellationToken,
+) {
+    if config.wal.on_gap == OnGap::Backup {
+        tokio::spawn(back_up_after_gaps(
+            archiver.state(),
+            request.clone(),
+            regions.clone(),
+            turns.clone(),
+            cancelled.clone(),
+        ));
+    }
+    let schedules = Schedules::new(&config.backup);
+    if !schedules.is_empty() {
+        tokio::spawn(keep_schedule(
+            schedules,
+            archiver.state(),
+            request.clone(),
+            regions.clone(),
+            turns.clone(),
+            cancelled.clone(),
+        ));
+    }
 }
 
 /// The first signal stops in good order, the second at once.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::Args as ClapArgs;
 
 use super::context::{Context, catalog, open_readable};
@@ -161,6 +162,7 @@ fn print_archive(report: &StatusReport) {
         )),
         None => output::line("last backup: NONE"),
     }
+    print_backups(report);
     let met = |met: Option<bool>| match met {
         Some(true) => "met",
         Some(false) => "NOT MET",
@@ -174,4 +176,25 @@ fn print_archive(report: &StatusReport) {
         output::duration(Duration::from_secs(objectives.rto_seconds)),
         met(objectives.rto_met),
     ));
+}
+
+/// What the sidecar does about backups by itself.
+fn print_backups(report: &StatusReport) {
+    let time = |time: DateTime<Utc>| time.format("%Y-%m-%d %H:%M:%S UTC").to_string();
+    if let Some(attempt) = &report.last_attempt {
+        let outcome = match (&attempt.label, &attempt.error) {
+            (_, Some(error)) => format!("FAILED: {error}"),
+            (Some(label), None) => format!("{label} was taken"),
+            (None, None) => "nothing".to_owned(),
+        };
+        output::line(&format!(
+            "last {} backup of this sidecar, {}: {outcome}",
+            attempt.kind,
+            time(attempt.time)
+        ));
+    }
+    if let Some(next) = &report.next_backup {
+        let overdue = if next.time < report.time { ", overdue" } else { "" };
+        output::line(&format!("next backup: {} ({}{overdue})", next.kind, time(next.time)));
+    }
 }

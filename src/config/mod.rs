@@ -4,6 +4,7 @@
 //! and key. Passwords do not belong here: they come from the environment and from password files.
 
 mod include;
+mod schedule;
 mod units;
 
 use std::collections::BTreeMap;
@@ -12,10 +13,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use schedule::Schedule;
 pub use units::{ByteSize, Span};
 
 /// The smallest `wal.memory_limit`: a piece being cut, one being compressed, one being sent.
 pub const MIN_MEMORY_LIMIT: u64 = 64 << 20;
+/// The rates that the server takes, in kilobytes a second (`MAX_RATE_LOWER`, `MAX_RATE_UPPER`).
+pub const MAX_RATES: std::ops::RangeInclusive<u64> = 32..=1_048_576;
 
 /// A whole configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -116,16 +120,48 @@ pub struct RegionConfig {
     pub options: BTreeMap<String, toml::Value>,
 }
 
+/// What becomes of a backup in which the server found pages with wrong checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnChecksumFailure {
+    /// It is kept, and says which pages.
+    #[default]
+    Keep,
+    /// It is given up.
+    Fail,
+}
+
 /// `[backup]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackupConfig {
+    /// When `run` takes full backups.
+    #[serde(deserialize_with = "units::or_empty")]
+    pub full: Option<Schedule>,
+    /// When `run` takes differential backups.
+    #[serde(deserialize_with = "units::or_empty")]
+    pub differential: Option<Schedule>,
+    /// When `run` takes incremental backups.
+    #[serde(deserialize_with = "units::or_empty")]
+    pub incremental: Option<Schedule>,
+    /// What to do when the server finds pages with wrong checksums.
+    pub on_checksum_failure: OnChecksumFailure,
+    /// Bytes a second that the server sends at most.
+    #[serde(deserialize_with = "units::or_empty")]
+    pub max_rate: Option<ByteSize>,
     /// zstd's level.
     pub compression_level: i32,
     /// How long to wait for the WAL that makes a backup restorable.
     pub wal_timeout: Span,
     /// Files and folders outside the data directory that are captured with each backup.
     pub include: Vec<PathBuf>,
+}
+
+impl BackupConfig {
+    /// The rate in the unit of the server, kilobytes a second.
+    pub fn max_rate_kilobytes(&self) -> Option<u32> {
+        self.max_rate.and_then(|rate| u32::try_from(rate.0 / 1024).ok())
+    }
 }
 
 /// `[objectives]`.
@@ -168,6 +204,11 @@ impl Default for WalConfig {
 impl Default for BackupConfig {
     fn default() -> Self {
         BackupConfig {
+            full: None,
+            differential: None,
+            incremental: None,
+            on_checksum_failure: OnChecksumFailure::Keep,
+            max_rate: None,
             compression_level: 1,
             wal_timeout: Span(Duration::from_secs(300)),
             include: Vec::new(),
@@ -273,6 +314,9 @@ impl Config {
         }
         if let Some(problem) = include::problem_of(&self.backup.include) {
             return fail("backup.include", &problem);
+        }
+        if self.backup.max_rate.is_some_and(|rate| !MAX_RATES.contains(&(rate.0 / 1024))) {
+            return fail("backup.max_rate", "the server takes 32KiB to 1GiB a second");
         }
         if self.wal.alive_interval.0 < Duration::from_secs(1) {
             return fail("wal.alive_interval", "at least 1s");

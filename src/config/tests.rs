@@ -42,6 +42,11 @@ fn values_that_cannot_be_are_refused_by_key() {
         ("[wal]\nflush_interval = \"soon\"", "flush_interval"),
         ("[wal]\ncompression_level = 99", "wal.compression_level"),
         ("[wal]\ndurability = \"some\"", "durability"),
+        ("[backup]\nfull = \"0 25 * * *\"", "full"),
+        ("[backup]\nmax_rate = \"31KiB\"", "backup.max_rate"),
+        ("[backup]\nmax_rate = \"2GiB\"", "backup.max_rate"),
+        ("[backup]\nmax_rate = \"fast\"", "max_rate"),
+        ("[backup]\non_checksum_failure = \"ignore\"", "on_checksum_failure"),
         ("[[region]]\nname = \"eu\"\nurl = \"file:///other\"", "region.name"),
         ("[[region]]\nname = \"us\"\nurl = \"file:///archive\"", "region.url"),
         ("[[region]]\nname = \"../x\"\nurl = \"file:///x\"", "region.name"),
@@ -49,6 +54,36 @@ fn values_that_cannot_be_are_refused_by_key() {
         let error = parse(&format!("{SMALLEST}\n{addition}\n")).unwrap_err();
         assert!(error.contains(key), "{error}");
     }
+}
+
+#[test]
+fn a_schedule_that_is_none_is_named_with_file_line_and_key() {
+    for (schedule, problem) in [
+        ("0 25 * * *", "five fields"),
+        ("every day", "five fields"),
+        ("0 3 * *", "five fields"),
+        ("0 0 3 * * 0", "five fields"),
+        ("@daily", "five fields"),
+        ("0 3 30 2 *", "never"),
+    ] {
+        let error =
+            parse(&format!("{SMALLEST}\n[backup]\nincremental = \"{schedule}\"\n")).unwrap_err();
+        for part in ["pgkeep.toml", "line 11", "incremental", schedule, problem] {
+            assert!(error.contains(part), "no {part:?} in {error}");
+        }
+    }
+}
+
+#[test]
+fn rates_are_told_to_the_server_in_its_unit() {
+    let kilobytes = |text: &str| {
+        let config = parse(&format!("{SMALLEST}\n[backup]\nmax_rate = \"{text}\"\n")).unwrap();
+        config.backup.max_rate_kilobytes()
+    };
+    assert_eq!(kilobytes(""), None);
+    assert_eq!(kilobytes("32KiB"), Some(32));
+    assert_eq!(kilobytes("50MB"), Some(48_828));
+    assert_eq!(kilobytes("1GiB"), Some(1_048_576));
 }
 
 #[test]

@@ -60,6 +60,22 @@ impl BackupLabel {
         BackupLabel(format!("{}-{}-{random:04x}", time.format(LABEL_TIME), kind.in_label()))
     }
 
+    /// When the backup began, to the second.
+    pub fn time(&self) -> DateTime<Utc> {
+        let time = self.0.split('-').next().unwrap_or_default();
+        // Every label was checked when it was made.
+        NaiveDateTime::parse_from_str(time, LABEL_TIME).unwrap_or_default().and_utc()
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> BackupType {
+        match self.0.split('-').nth(1) {
+            Some("incr") => BackupType::Incremental,
+            Some("diff") => BackupType::Differential,
+            _ => BackupType::Full,
+        }
+    }
+
     /// The label as it is printed.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -224,6 +240,7 @@ mod tests {
         let time = "2026-11-23T07:15:00Z".parse().unwrap();
         let label = BackupLabel::new(time, BackupType::Full, 0x9c1e);
         assert_eq!(label.as_str(), "20261123T071500Z-full-9c1e");
+        assert_eq!((label.time(), label.kind()), (time, BackupType::Full));
         assert_eq!(label.as_str().parse(), Ok(label));
     }
 

@@ -12,6 +12,7 @@ mod files;
 mod gap;
 mod hash;
 mod include;
+mod lease;
 mod lineage;
 mod names;
 mod piece;
@@ -39,12 +40,13 @@ pub use include::{
     CapturedEntry, CapturedKind, INCLUDE_MAX_BYTES, INCLUDE_MAX_ENTRIES, IncludeError,
     LocatedEntry, append_captured, read_captured,
 };
+pub use lease::{LEASE_LIFETIME, Lease, LeaseKind, is_abandoned};
 pub use lineage::{FORMAT_VERSION, Lineage};
 pub use names::{
-    ALIVE_FOLDER, BACKUP_FOLDER, GAP_FOLDER, LINEAGE_FILE, PIECE_SIZE, PieceName, TIMELINE_FOLDER,
-    WAL_FOLDER, alive_key, backup_folder, backup_json_key, files_idx_key, gap_key, history_key,
-    include_key, index_key, log_folder, manifest_key, pack_key, parse_gap_key, parse_history_name,
-    parse_index_name, timeline_folder,
+    ALIVE_FOLDER, BACKUP_FOLDER, GAP_FOLDER, LEASE_FOLDER, LINEAGE_FILE, PIECE_SIZE, PieceName,
+    TIMELINE_FOLDER, WAL_FOLDER, alive_key, backup_folder, backup_json_key, files_idx_key, gap_key,
+    history_key, include_key, index_key, lease_key, log_folder, manifest_key, pack_key,
+    parse_gap_key, parse_history_name, parse_index_name, timeline_folder,
 };
 pub use piece::PieceMeta;
 pub use rollup::{RollUp, RollUpError, build_roll_up, read_roll_up};

@@ -7,6 +7,7 @@
 //! wal/<TLI8>/<LOG8>/index-<hash16>.zst                         the roll-up of a finished folder
 //! gap/<TLI8>/<from16>-<to16>.json
 //! backup/<label>/{backup.json, files.idx, backup_manifest, pack-<n6>.zst}
+//! lease/<label>-<n6>.json
 //! alive/<archiver>.json
 //! ```
 //! A name never stands for two different contents: it carries a hash of the content, or lies in a
@@ -27,6 +28,8 @@ pub const WAL_FOLDER: &str = "wal";
 pub const GAP_FOLDER: &str = "gap";
 /// The folder of backups.
 pub const BACKUP_FOLDER: &str = "backup";
+/// The folder of leases.
+pub const LEASE_FOLDER: &str = "lease";
 /// The folder of the archivers' last words.
 pub const ALIVE_FOLDER: &str = "alive";
 
@@ -176,6 +179,11 @@ pub fn include_key(label: &BackupLabel) -> String {
 /// The key of a backup's `number`-th pack.
 pub fn pack_key(label: &BackupLabel, number: u32) -> String {
     format!("{BACKUP_FOLDER}/{label}/pack-{number:06}.zst")
+}
+
+/// The key of the `number`-th lease of the process that takes a backup.
+pub fn lease_key(label: &BackupLabel, number: u32) -> String {
+    format!("{LEASE_FOLDER}/{label}-{number:06}.json")
 }
 
 /// The key of an archiver's last word.

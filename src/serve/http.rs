@@ -16,6 +16,7 @@ use super::catalog::CatalogCache;
 use super::report::{Objectives, StatusReport, status_from_sidecar};
 use super::slot::watch_slot;
 use crate::archive::ArchiveState;
+use crate::backup::BackupTurns;
 use crate::pg::{Connector, SlotWatch};
 use crate::store::Regions;
 
@@ -30,6 +31,8 @@ pub struct Service {
     pub regions: Regions,
     /// The archiver.
     pub archive: ArchiveState,
+    /// The backups that are taken by themselves.
+    pub turns: BackupTurns,
     /// The way to the server.
     pub connector: Connector,
     /// The name of the replication slot.
@@ -88,7 +91,9 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
     let archive = service.archive.report();
     let slot = service.slot_watch.get();
     let (name, objectives) = (&service.cluster, service.objectives);
-    Json(status_from_sidecar(name, &archive, known.as_ref(), slot, objectives)).into_response()
+    let mut report = status_from_sidecar(name, &archive, known.as_ref(), slot, objectives);
+    report.add_backups(&service.turns);
+    Json(report).into_response()
 }
 
 async fn healthz(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {

@@ -7,7 +7,7 @@ mod slot;
 
 pub use http::{Service, ask};
 pub use report::{
-    BackupStatus, ClusterStatus, GapStatus, ObjectiveStatus, Objectives, RegionStatus,
+    BackupStatus, ClusterStatus, GapStatus, NextBackup, ObjectiveStatus, Objectives, RegionStatus,
     StatusReport, status_from_regions,
 };
 pub use slot::watch_slot;

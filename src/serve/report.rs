@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::Known;
 use crate::archive::ArchiveReport;
+use crate::backup::{Attempt, BackupTurns};
 use crate::pg::SlotStatus;
 use crate::repo::{Alive, BackupType};
 use crate::restore::{RecoveryWindow, recovery_window};
@@ -48,8 +49,34 @@ pub struct StatusReport {
     pub gaps: Vec<GapStatus>,
     /// The newest backup.
     pub last_backup: Option<BackupStatus>,
+    /// The next scheduled backup; one in the past is overdue. `null` when nothing is scheduled, or
+    /// another archiver takes the backups, or nobody can tell.
+    #[serde(default)]
+    pub next_backup: Option<NextBackup>,
+    /// What became of the last backup that the sidecar took, or tried to take, since its start.
+    #[serde(default)]
+    pub last_attempt: Option<Attempt>,
     /// What must be met.
     pub objectives: ObjectiveStatus,
+}
+
+impl StatusReport {
+    /// Adds what the sidecar knows of its own backups.
+    pub(super) fn add_backups(&mut self, turns: &BackupTurns) {
+        self.next_backup = turns.next().map(|due| NextBackup { time: due.at, kind: due.kind });
+        self.last_attempt = turns.last_attempt();
+        self.alarms.extend(turns.alarm());
+    }
+}
+
+/// A backup that is scheduled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextBackup {
+    /// When.
+    pub time: DateTime<Utc>,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: BackupType,
 }
 
 /// Whose archive it is.
@@ -202,6 +229,8 @@ pub(super) fn status_from_sidecar(
         recovery_window: known.and_then(|known| known.window.clone()),
         gaps: catalog.map(gaps).unwrap_or_default(),
         last_backup: catalog.and_then(last_backup),
+        next_backup: None,
+        last_attempt: None,
         objectives: objectives.status(Some(rpo_met)),
     }
 }
@@ -268,6 +297,8 @@ pub async fn status_from_regions(
         recovery_window: recovery_window(catalog).await?,
         gaps: gaps(catalog),
         last_backup: last_backup(catalog),
+        next_backup: None,
+        last_attempt: None,
         objectives: objectives.status(rpo_met),
     })
 }

@@ -62,6 +62,15 @@ impl Region {
         errors
     }
 
+    /// Where folders are real, removes one that is empty, with what uploads that were cut off left in
+    /// it. Nothing depends on it.
+    pub async fn remove_emptied_folder(&self, folder: &str) {
+        let Backend::Folder(backend) = &self.backend else { return };
+        let (backend, inside) = (backend.clone(), self.path(folder).to_string());
+        let removal = tokio::task::spawn_blocking(move || backend.remove_emptied(&inside));
+        let _ = tokio::time::timeout(self.patience.answer, removal).await;
+    }
+
     /// Gives the keys that the store did not confirm; an error when it confirmed none and said why.
     async fn delete_together(&self, keys: &[String]) -> Result<Vec<String>, StoreError> {
         let Some(first) = keys.first() else { return Ok(Vec::new()) };
@@ -102,11 +111,12 @@ impl Region {
         let failing: Mutex<Option<StoreError>> = Mutex::new(None);
         let failing = &failing;
         let last = || failing.lock().ok().and_then(|last| last.clone());
-        let deletions = keys.iter().map(|key| async move {
+        // Owned keys: what borrows them here could not be sent to another thread.
+        let deletions = keys.iter().cloned().map(|key: String| async move {
             if let Some(error) = last() {
-                return Some(self.error("delete", key, error.kind, error.message));
+                return Some(self.error("delete", &key, error.kind, error.message));
             }
-            let error = self.delete(key).await.err()?;
+            let error = self.delete(&key).await.err()?;
             if error.kind == FailureKind::Transient
                 && let Ok(mut last) = failing.lock()
             {

@@ -60,6 +60,18 @@ impl Folder {
         Ok(opened.store)
     }
 
+    /// Removes a folder inside from which all objects are gone, with what uploads that were cut off
+    /// left in it: files whose names end in `#` and a number, which no listing shows.
+    pub(super) fn remove_emptied(&self, inside: &str) {
+        let path = self.path.join(inside);
+        for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().contains('#') {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        let _ = std::fs::remove_dir(&path);
+    }
+
     fn is_empty(&self) -> bool {
         std::fs::read_dir(&self.path).is_ok_and(|mut entries| entries.next().is_none())
     }
@@ -93,6 +105,21 @@ mod tests {
         assert!(folder.open().unwrap_err().contains("is gone"));
         std::fs::write(&path, "a file").unwrap();
         assert!(folder.open().unwrap_err().contains("is not a folder"));
+    }
+
+    #[test]
+    fn an_emptied_folder_goes_with_what_torn_uploads_left() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = Folder::new(parent.path().to_owned());
+        for inside in ["a/b", "a/c"] {
+            std::fs::create_dir_all(parent.path().join(inside)).unwrap();
+            std::fs::write(parent.path().join(inside).join("pack-000001.zst#3"), "x").unwrap();
+        }
+        std::fs::write(parent.path().join("a/c/pack-000000.zst"), "x").unwrap();
+        folder.remove_emptied("a/b");
+        folder.remove_emptied("a/c");
+        assert!(!parent.path().join("a/b").exists());
+        assert!(parent.path().join("a/c/pack-000000.zst").exists());
     }
 
     // A mount point from which the disk went away, and a disk that came back under another number.

@@ -1,6 +1,7 @@
 //! A base backup that is killed leaves nothing that counts as one (invariant I3).
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use rand::RngExt;
 
@@ -62,6 +63,83 @@ fn a_backup_that_is_killed_counts_only_if_it_is_whole() {
     let mut copy = keeper.restore_and_start(&folder, 17, "last", &["--backup", &label]);
     copy.wait_until_writable();
     assert_eq!(copy.sql("SELECT count(*) || ' ' || sum(n) FROM bulk"), expected);
+}
+
+/// The only folder of a region that ends with these parts.
+fn find(keeper: &Keeper, region: &str, end: &str) -> PathBuf {
+    let find = |path: &Path| path.to_string_lossy().contains(&format!("/{end}/"));
+    let file = files_below(&keeper.region(region), &find).into_iter().next();
+    let mut path = file.unwrap_or_else(|| panic!("no {end} in {region}"));
+    while !path.ends_with(end) {
+        path.pop();
+    }
+    path
+}
+
+/// Makes a dead backup an old one: its label, and what its lease says. Time passes no other way.
+fn grow_old(keeper: &Keeper, region: &str, label: &str) -> PathBuf {
+    let old = format!("20200101T000000Z-full-{}", &label[label.len() - 4..]);
+    let folder = find(keeper, region, "backup");
+    fs::rename(folder.join(label), folder.join(&old)).unwrap();
+    for lease in fs::read_dir(find(keeper, region, "lease")).unwrap() {
+        let lease = lease.unwrap().path();
+        let mut text: serde_json::Value =
+            serde_json::from_slice(&fs::read(&lease).unwrap()).unwrap();
+        assert_eq!((&text["type"], &text["label"]), (&"backup".into(), &label.into()));
+        text["label"] = old.clone().into();
+        text["expires"] = "2020-01-01T00:15:00Z".into();
+        fs::write(&lease, text.to_string()).unwrap();
+    }
+    folder.join(old)
+}
+
+// CASES 27: the next backup removes what a dead one left, once nobody can be writing it any more.
+#[test]
+fn what_a_killed_backup_left_is_removed_by_a_later_one() {
+    let folder = Folder::new();
+    let server =
+        Server::new(&folder, 17, &ServerOptions { no_fsync: true, ..ServerOptions::default() });
+    server.write_bulk(20);
+    let mut keeper = Keeper::new(&folder, &server, &["eu", "us"]);
+    keeper.start();
+    let whole = keeper.backup();
+    let leases = |keeper: &Keeper| {
+        files_below(&keeper.region("eu"), &|path| path.to_string_lossy().contains("/lease/")).len()
+    };
+    assert_eq!(leases(&keeper), 0, "the lease of a backup that ended is gone");
+    let backups = |region: &str| -> Vec<String> {
+        let folders = fs::read_dir(find(&keeper, region, "backup")).unwrap();
+        let mut names: Vec<_> =
+            folders.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    // A slow one, so that it is surely killed in the middle.
+    let log = folder.path().join("backup.log");
+    let mut backup = Spawned::start(keeper.command(&["backup", "--max-rate", "4096"]), &log);
+    wait_until("a part of the backup", || {
+        assert!(backup.exited().is_none(), "{}", backup.log());
+        ["eu", "us"].iter().all(|region| backups(region).len() == 2) && leases(&keeper) > 0
+    });
+    backup.kill9();
+    let all = backups("eu");
+    let dead = all.iter().find(|label| **label != whole).unwrap();
+    assert_eq!(labels(&keeper), [whole.clone()]);
+    // It may still live, for all that another process knows.
+    let second = keeper.backup();
+    assert!(backups("eu").contains(dead) && backups("us").contains(dead));
+    for region in ["eu", "us"] {
+        grow_old(&keeper, region, dead);
+        assert_eq!(backups(region).len(), 3);
+    }
+    let third = keeper.backup();
+    for region in ["eu", "us"] {
+        assert_eq!(backups(region), [whole.clone(), second.clone(), third.clone()], "{region}");
+    }
+    assert_eq!(leases(&keeper), 0);
+    let mut copy = keeper.restore_and_start(&folder, 17, "copy", &["--backup", &whole]);
+    copy.wait_until_writable();
+    keeper.stop();
 }
 
 // Surely in the middle: the store is too slow for more.

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::context::{Context, conninfo};
 use super::{CliError, Exit, output};
-use crate::backup::survey;
+use crate::backup::{Schedules, survey};
 use crate::config::Config;
 
 /// Arguments of `check`.
@@ -72,6 +72,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, CliError> {
 pub async fn check(config: &Config, as_json: bool) -> Result<Exit, CliError> {
     let mut items = Items::default();
     items.ok("configuration", format!("cluster {}", config.cluster.name));
+    check_schedules(config, &mut items);
     let server = async {
         let mut items = Items::default();
         match conninfo(config) {
@@ -116,6 +117,39 @@ async fn check_include(config: &Config, items: &mut Items) {
         }
         Ok(Err(error)) => items.fail(ITEM, error.to_string(), None),
         Err(error) => items.fail(ITEM, error.to_string(), None),
+    }
+}
+
+/// What `run` takes by itself. Nothing is no failure: backups may be called from elsewhere.
+fn check_schedules(config: &Config, items: &mut Items) {
+    let item = "backup schedule";
+    let schedules = Schedules::new(&config.backup);
+    match schedules.is_empty() {
+        true => items.add(
+            item,
+            State::Ok,
+            "nothing is scheduled",
+            Some(
+                "set backup.full and backup.incremental, or call \"pgkeep backup\" from a timer"
+                    .into(),
+            ),
+        ),
+        false if schedules.full.is_none() => items.warn(
+            item,
+            "no full backup is scheduled",
+            "set backup.full: without it every backup builds on an ever older one",
+        ),
+        false => {
+            let named = [
+                ("full", &schedules.full),
+                ("differential", &schedules.differential),
+                ("incremental", &schedules.incremental),
+            ];
+            let told = named.iter().filter_map(|(kind, schedule)| {
+                schedule.as_ref().map(|schedule| format!("{kind} at \"{schedule}\""))
+            });
+            items.ok(item, format!("{} (UTC)", told.collect::<Vec<_>>().join(", ")));
+        }
     }
 }
 
