@@ -253,7 +253,7 @@ mod tests {
         let eu = region("eu");
         put(&eu, &pack_key(&label(60), 0)).await;
         put(&eu, "lease/x.json").await;
-        assert!(clear(&[eu.clone()], now()).await.is_err());
+        assert!(clear(std::slice::from_ref(&eu), now()).await.is_err());
         assert_eq!(keys(&eu).await.len(), 2);
     }
 
@@ -266,7 +266,7 @@ mod tests {
         // Not to be read: nobody knows what it needs.
         put(&eu, &files_idx_key(&child)).await;
         let later = now() + TimeDelta::hours(1);
-        clear(&[eu.clone()], later).await.unwrap();
+        clear(std::slice::from_ref(&eu), later).await.unwrap();
         assert_eq!(keys(&eu).await.len(), 3);
     }
 }

@@ -268,7 +268,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_is_dropped_goes_away() {
         let region = Region::over("eu", "mem://eu", Arc::new(InMemory::new()));
-        let lease = BackupLease::begin(&[region.clone()], &label(), None, now()).await;
+        let lease = BackupLease::begin(std::slice::from_ref(&region), &label(), None, now()).await;
         assert_eq!(leases(&region).await.len(), 1);
         drop(lease);
         tokio::time::sleep(Duration::from_secs(1)).await;

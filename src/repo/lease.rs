@@ -120,12 +120,12 @@ mod tests {
         assert_eq!(lease.kind, LeaseKind::Other);
         assert!(!is_abandoned(
             &lease.label,
-            &[lease.clone()],
+            std::slice::from_ref(&lease),
             "2026-11-23T07:34:59Z".parse().unwrap()
         ));
         assert!(is_abandoned(
             &lease.label,
-            &[lease.clone()],
+            std::slice::from_ref(&lease),
             "2026-11-23T07:35:00Z".parse().unwrap()
         ));
     }
