@@ -71,9 +71,11 @@ async fn clear(regions: &[Region], now: DateTime<Utc>) -> Result<(), StoreError>
         forgotten.push(old.into_iter().map(|(key, _)| key).collect::<Vec<_>>());
         leases.extend(current.into_iter().map(|(_, lease)| lease));
     }
+    let labels: BTreeSet<&BackupLabel> = folders.iter().flatten().collect();
     let silent: BTreeSet<&BackupLabel> =
-        folders.iter().flatten().filter(|label| is_abandoned(label, &leases, now)).collect();
-    let committed = try_join_all(regions.iter().map(|region| committed(region, &silent))).await?;
+        labels.iter().copied().filter(|label| is_abandoned(label, &leases, now)).collect();
+    // Of the others too: a backup that was just taken may need packs of an old folder.
+    let committed = try_join_all(regions.iter().map(|region| committed(region, &labels))).await?;
     let backups: BTreeSet<&BackupLabel> = committed.iter().flatten().collect();
     let dead = |label: &&BackupLabel| silent.contains(label) && !backups.contains(label);
     let clearings = regions.iter().zip(&folders).zip(&committed).zip(&forgotten).map(
@@ -265,8 +267,7 @@ mod tests {
         put(&eu, &backup_json_key(&child)).await;
         // Not to be read: nobody knows what it needs.
         put(&eu, &files_idx_key(&child)).await;
-        let later = now() + TimeDelta::hours(1);
-        clear(std::slice::from_ref(&eu), later).await.unwrap();
+        clear(std::slice::from_ref(&eu), now()).await.unwrap();
         assert_eq!(keys(&eu).await.len(), 3);
     }
 }

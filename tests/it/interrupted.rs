@@ -124,7 +124,7 @@ fn what_a_killed_backup_left_is_removed_by_a_later_one() {
     backup.kill9();
     let all = backups("eu");
     let dead = all.iter().find(|label| **label != whole).unwrap();
-    assert_eq!(labels(&keeper), [whole.clone()]);
+    assert_eq!(labels(&keeper), std::slice::from_ref(&whole));
     // It may still live, for all that another process knows.
     let second = keeper.backup();
     assert!(backups("eu").contains(dead) && backups("us").contains(dead));
