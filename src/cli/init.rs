@@ -170,8 +170,8 @@ fn render(name: &str, conninfo: &str, regions: &[(String, String)]) -> String {
          # What the server sends in a second at most, such as 50MB; \"\" is no limit.\n\
          # max_rate = \"\"\n\
          # compression_level = 1\n\
-         # Files and folders of this machine, outside the data directory, to be captured with each backup.\n\
-         # include = [\"/etc/postgresql\"]\n\
+         # Files and folders outside the data directory that are captured too: [\"/etc/postgresql\"]\n\
+         # include = []\n\
          # How long a backup waits for its WAL to be in a region.\n\
          # wal_timeout = \"5m\"\n\n\
          [objectives]\n\
