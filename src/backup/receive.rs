@@ -42,7 +42,7 @@ pub(super) struct Received {
 enum Stage {
     Nothing,
     Archive(TarReader, String),
-    Manifest(u64, ContentHasher),
+    Manifest(u64, Box<ContentHasher>),
 }
 
 /// The entry of an archive whose content comes.
@@ -164,7 +164,7 @@ impl Reception<'_> {
                 },
                 BackupEvent::Manifest => {
                     end_archive(&stage)?;
-                    stage = Stage::Manifest(0, key.hasher());
+                    stage = Stage::Manifest(0, Box::new(key.hasher()));
                     files.packer.end_file();
                     let Some(frames) = frames.take() else { continue };
                     frames.hand_over(files.packer.end_frame()).await;

@@ -156,7 +156,7 @@ mod tests {
         let find = |offset: u32| {
             let from = offset as usize;
             let hash = key.hash(&frame[from..from + 2]).short();
-            (from % 2 == 0).then_some(Block { length: 2, hash })
+            from.is_multiple_of(2).then_some(Block { length: 2, hash })
         };
         let judge = |writes: &[Write], on_disk: &[u8]| {
             let read = |write: &Write, bytes: &mut [u8]| {

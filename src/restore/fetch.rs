@@ -40,6 +40,9 @@ const SEND_SIZE: u64 = 256 << 10;
 /// Packs whose block hashes are held at once; each takes about a thousandth of what it holds.
 const HELD_HASHES: usize = 16;
 
+/// The block hashes of a pack, once they were read.
+type HeldHashes = Arc<OnceCell<Arc<BlockHashes>>>;
+
 /// What is shared by all requests.
 pub(super) struct Fetch {
     regions: Regions,
@@ -54,7 +57,7 @@ pub(super) struct Fetch {
     fetched: AtomicU64,
     kept: AtomicU64,
     /// The hashes of the packs that were looked at last.
-    block_hashes: Mutex<VecDeque<(u32, Arc<OnceCell<Arc<BlockHashes>>>)>>,
+    block_hashes: Mutex<VecDeque<(u32, HeldHashes)>>,
 }
 
 impl Fetch {
