@@ -22,8 +22,9 @@ use std::sync::Once;
 
 use bytes::Bytes;
 use pgkeep::repo::{
-    Alive, BackupInfo, Block, BlockHashes, Container, Extent, FileIndex, FileKind, Gap, Lineage,
-    PieceMeta, PieceName, parse_gap_key, parse_history_name, parse_index_name, read_roll_up,
+    Alive, BackupInfo, Block, BlockHashes, Container, Extent, FileIndex, FileKind, Gap, Lease,
+    Lineage, PieceMeta, PieceName, parse_gap_key, parse_history_name, parse_index_name,
+    read_roll_up,
 };
 use pgkeep::wal::{Lsn, TimelineHistory, TimelineId};
 use serde_json::json;
@@ -49,6 +50,7 @@ const ALIVE: &str = "alive/db1-pgkeep.json";
 const BACKUP_JSON: &str = "backup/20261123T071500Z-incr-9c1e/backup.json";
 const FILES_IDX: &str = "backup/20261123T071500Z-incr-9c1e/files.idx";
 const MANIFEST: &str = "backup/20261123T071500Z-incr-9c1e/backup_manifest";
+const LEASE: &str = "lease/20261123T071500Z-incr-9c1e-000001.json";
 const PACK: &str = "backup/20261123T071500Z-incr-9c1e/pack-000000.zst";
 
 /// The golden region's lineage; written anew first when the environment asks for it.
@@ -105,6 +107,7 @@ fn the_golden_region_holds_these_objects_and_no_others() {
         FILES_IDX,
         PACK,
         GAP,
+        LEASE,
         "lineage.json",
         HISTORY,
         LATER_HISTORY,
@@ -329,6 +332,15 @@ fn what_a_commit_point_need_not_say_may_be_absent() {
     let info: BackupInfo = serde_json::from_value(value.clone()).unwrap();
     assert_eq!((info.parent.clone(), info.checksum_failures.len()), (None, 0));
     assert_eq!(serde_json::to_value(info).unwrap(), value);
+}
+
+#[test]
+fn a_lease_says_what_must_stay() {
+    let lease: Lease = parse(&read(LEASE));
+    assert_eq!(lease, make::lease());
+    let unknown = String::from_utf8(read(LEASE).to_vec()).unwrap().replace("backup", "drill");
+    let unknown: Lease = parse(unknown.as_bytes());
+    assert!(unknown.names(&make::OLDER_LABEL.parse().unwrap()), "an unknown kind counts too");
 }
 
 #[test]

@@ -9,9 +9,10 @@ use bytes::{Bytes, BytesMut};
 use pgkeep::repo::{
     Alive, BackupInfo, BackupType, Block, BlockHashesWriter, ChangesFrom, Container,
     ContainerWriter, ContentKey, Extent, FORMAT_VERSION, FRAME_SIZE, FileEntry, FileIndex,
-    FileKind, Gap, LINEAGE_FILE, Lineage, PackEntry, PackFrame, PieceMeta, PieceName, RegionWord,
-    RollUp, StoredObject, Tablespace, alive_key, backup_json_key, build_roll_up, compress_frame,
-    files_idx_key, gap_key, history_key, manifest_key, pack_key,
+    FileKind, Gap, LINEAGE_FILE, Lease, LeaseKind, Lineage, PackEntry, PackFrame, PieceMeta,
+    PieceName, RegionWord, RollUp, StoredObject, Tablespace, alive_key, backup_json_key,
+    build_roll_up, compress_frame, files_idx_key, gap_key, history_key, lease_key, manifest_key,
+    pack_key,
 };
 use pgkeep::wal::{Lsn, ScanSummary, Scanner, TimelineId};
 
@@ -126,6 +127,18 @@ pub fn gap() -> Gap {
         noticed: "2026-11-22T18:30:00.250Z".parse().unwrap(),
         reason: "requested WAL segment 0000000100000016000000A0 has already been removed"
             .to_owned(),
+    }
+}
+
+/// The second lease of the backup.
+pub fn lease() -> Lease {
+    Lease {
+        format: FORMAT_VERSION,
+        kind: LeaseKind::Backup,
+        label: LABEL.parse().unwrap(),
+        parent: Some(OLDER_LABEL.parse().unwrap()),
+        written: "2026-11-23T07:20:00.000003Z".parse().unwrap(),
+        expires: "2026-11-23T07:35:00.000003Z".parse().unwrap(),
     }
 }
 
@@ -306,6 +319,7 @@ pub fn objects() -> Vec<(String, Bytes)> {
         ),
         (gap_key(gap.timeline, gap.from, gap.to), serde_json::to_vec_pretty(&gap).unwrap().into()),
         (alive_key(&alive.archiver), serde_json::to_vec_pretty(&alive).unwrap().into()),
+        (lease_key(&label, 1), serde_json::to_vec_pretty(&lease()).unwrap().into()),
         (pack_key(&label, 0), pack),
         (manifest_key(&label), manifest()),
         (files_idx_key(&label), files_idx),

@@ -7,7 +7,8 @@ use pgkeep::repo::{Container, FRAME_SIZE, LINEAGE_FILE, PIECE_SIZE};
 
 use crate::wal::{finished_segment, unfinished_segment};
 use crate::{
-    ALIVE, BACKUP_JSON, FILES_IDX, FULL, GAP, INDEX, LATER, PACK, TAIL, make, parse, read, region,
+    ALIVE, BACKUP_JSON, FILES_IDX, FULL, GAP, INDEX, LATER, LEASE, PACK, TAIL, make, parse, read,
+    region,
 };
 
 const PAGE: &str = include_str!("../../docs/FORMAT.md");
@@ -71,6 +72,7 @@ fn the_pages_examples_are_the_golden_files() {
         (BACKUP_JSON, read(BACKUP_JSON)),
         (PACK, metadata(PACK)),
         (FILES_IDX, metadata(FILES_IDX)),
+        (LEASE, read(LEASE)),
     ];
     for (example, (object, bytes)) in examples.iter().zip(&golden) {
         assert_eq!(*example, parse::<serde_json::Value>(bytes), "{object}");
