@@ -9,7 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::repo::{
     ContainerWriter, ContentHash, ContentKey, FORMAT_VERSION, Frame, PieceMeta, PieceName,
-    compress_frame,
+    compress_wal_frame,
 };
 use crate::wal::{Lsn, ScanSummary, TimelineId, WalFormat};
 
@@ -100,13 +100,13 @@ fn done<T: Clone + Send + Sync + 'static>(value: Result<T, String>) -> Pending<T
 
 /// Compresses a frame; takes a core for about a millisecond a MiB.
 pub(super) fn compress(raw: Bytes, level: i32, permit: OwnedSemaphorePermit) -> Pending<Frame> {
-    let work = move || compress_frame(&raw, level).map_err(|error| error.to_string());
+    let work = move || compress_wal_frame(&raw, level).map_err(|error| error.to_string());
     start(permit, work)
 }
 
 /// Compresses a frame here and now, if it is small enough for that.
 pub(super) fn compress_small(raw: &Bytes, level: i32) -> Option<Pending<Frame>> {
-    let work = || done(compress_frame(raw, level).map_err(|error| error.to_string()));
+    let work = || done(compress_wal_frame(raw, level).map_err(|error| error.to_string()));
     (raw.len() <= SMALL).then(work)
 }
 

@@ -11,8 +11,10 @@ use crate::pg::Connector;
 use crate::repo::BackupInfo;
 use crate::store::{FailureKind, Region, Regions, StoreError, list_pieces};
 
-/// How often a region is asked.
-const POLL: Duration = Duration::from_millis(500);
+/// The first pause before a region is asked again; it doubles up to the longest. The server ends its
+/// segment with the backup, so the WAL is mostly there at once.
+const FIRST_POLL: Duration = Duration::from_millis(20);
+const LONGEST_POLL: Duration = Duration::from_millis(500);
 /// How long the archiver may take to begin.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -80,6 +82,7 @@ pub(super) async fn wait_for_wal(
     deadline: Instant,
 ) -> Result<(), StoreError> {
     let (from, to) = (info.start_lsn, info.stop_lsn);
+    let mut pause = FIRST_POLL;
     loop {
         let listed =
             list_pieces(region, info.timeline, info.wal_segment_size, from, Some(to)).await;
@@ -102,6 +105,7 @@ pub(super) async fn wait_for_wal(
                 ),
             });
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_POLL);
     }
 }

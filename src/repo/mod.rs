@@ -27,7 +27,8 @@ pub use backup::{
 pub use blocks::{BLOCK_SIZE, Block, BlockHashes, BlockHashesWriter};
 pub use container::{
     Container, ContainerError, ContainerWriter, FRAME_SIZE, Frame, FrameRange, TRAILER_GUESS,
-    Trailer, TrailerRead, compress_frame, decompress_frame, decompress_frame_into,
+    Trailer, TrailerRead, compress_frame, compress_wal_frame, decompress_frame,
+    decompress_frame_into,
 };
 pub use coverage::{CoverPart, Coverage, Divergence};
 pub use files::{
