@@ -82,8 +82,9 @@ pub(super) struct Sums {
     pub(super) bytes: u64,
     /// Bytes of its own packs.
     pub(super) stored: u64,
-    /// Packs, those of older backups included.
+    /// Packs, those of older backups included, and their bytes.
     pub(super) packs: u32,
+    pub(super) packs_size: u64,
 }
 
 impl Packer {
@@ -220,6 +221,7 @@ impl Packer {
             }
         }
         sums.packs = packs.len() as u32;
+        sums.packs_size = packs.iter().map(|pack| pack.stored_size).sum();
         let extent = |part: &Part| match *part {
             Part::Zeros { length } => Extent::Zeros { length },
             Part::Older { pack, frame, offset, length } => {

@@ -23,16 +23,15 @@ const HELD_HASHES: usize = 64 << 20;
 /// Bytes of a manifest that are read together.
 const MANIFEST_PART: u64 = 4 << 20;
 
-/// The newest backup that one of this type can build on: of those in all regions, or else in any.
+/// The backup that one of this type can build on: of those that most regions have, the newest.
 pub(super) fn choose(catalog: &Catalog, kind: BackupType, major: u32) -> Option<BackupInfo> {
     let fits = |info: &BackupInfo| {
         info.postgres_major == major
             && (kind == BackupType::Incremental || info.kind == BackupType::Full)
     };
-    let backups = catalog.backups_by_time();
-    let candidates: Vec<_> = backups.into_iter().rev().filter(|(info, _)| fits(info)).collect();
-    let everywhere = candidates.iter().find(|(_, regions)| regions.len() == catalog.regions.len());
-    everywhere.or(candidates.first()).map(|(info, _)| info.clone())
+    let candidates = catalog.backups.values().filter(|(info, _)| fits(info));
+    let best = candidates.max_by_key(|(info, regions)| (regions.len(), info.start_time));
+    best.map(|(info, _)| info.clone())
 }
 
 /// An opened parent.

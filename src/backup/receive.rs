@@ -231,6 +231,8 @@ impl Files<'_> {
     ) -> Result<Vec<RawFrame>, BackupError> {
         while let Some(event) = tar.next(&mut bytes)? {
             match event {
+                // The folder that the archive is of.
+                TarEvent::Entry(entry) if entry.path.is_empty() => {}
                 TarEvent::Entry(mut entry) => {
                     entry.path.insert_str(0, prefix);
                     self.begin(entry).await?;
@@ -245,11 +247,9 @@ impl Files<'_> {
         self.content = Content::Plain;
         let is_incremental = self.changes_from == Some(ChangesFrom::WalSummaries);
         match entry.kind {
-            TarKind::Directory if !entry.path.is_empty() => {
-                self.packer.directory(&entry.path, entry.mode);
-            }
+            TarKind::Directory => self.packer.directory(&entry.path, entry.mode),
             // Links to tablespaces are made anew by a restore.
-            TarKind::Directory | TarKind::Link => {}
+            TarKind::Link => {}
             TarKind::File if is_incremental && entry.path == BACKUP_LABEL => {
                 if entry.size > MAX_LABEL {
                     return Err(TarError(format!("{BACKUP_LABEL} has {} bytes", entry.size)).into());

@@ -203,6 +203,7 @@ fn describe(
         new_size: parts.new_size,
         stored_size: parts.sums.stored,
         packs: parts.sums.packs,
+        packs_size: parts.sums.packs_size,
         files_idx: parts.files_idx,
         backup_manifest: parts.manifest,
         include: captured.included.clone(),

@@ -219,6 +219,9 @@ pub struct BackupInfo {
     pub stored_size: u64,
     /// Number of packs in which its files lie, those of older backups included.
     pub packs: u32,
+    /// Bytes of those packs: the most that a restore reads.
+    #[serde(default)]
+    pub packs_size: u64,
     /// `files.idx`.
     pub files_idx: StoredObject,
     /// `backup_manifest`.

@@ -199,7 +199,7 @@ impl Found {
             recovery_target: self.recovery_target,
             exclusive: request.exclusive,
             data_bytes: info.size,
-            backup_bytes: info.stored_size,
+            backup_bytes: info.packs_size.max(info.stored_size),
             wal_bytes: self.wal_bytes,
             reaches: self.reaches,
             last_record: self.last_record,

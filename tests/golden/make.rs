@@ -294,6 +294,7 @@ pub fn backup(pack: &Bytes, files_idx: &Bytes) -> BackupInfo {
         new_size: pack_frames().concat().len() as u64,
         stored_size: pack.len() as u64,
         packs: 2,
+        packs_size: 134_217_728 + pack.len() as u64,
         files_idx: stored(files_idx),
         backup_manifest: stored(&manifest()),
         include: None,
