@@ -3,6 +3,9 @@
 //! A region that fails drops out of this backup and holds up nothing; what it has of it does not
 //! count, because its `backup.json` is never written. So does one that takes nothing for long while
 //! another does: the server's stream waits for no single region.
+//!
+//! An object that is complete is made durable while the next one is being written: a local folder
+//! syncs the whole object then, which takes as long as writing it.
 
 use std::time::Duration;
 
@@ -11,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{FailureKind, Region, StoreError, Upload};
@@ -133,9 +136,10 @@ async fn work(
     left_behind: CancellationToken,
 ) -> Result<(), StoreError> {
     let mut upload = None;
+    let mut finishing = Finishing::default();
     loop {
         let done = tokio::select! {
-            done = next(&region, &mut orders, &mut upload) => done,
+            done = next(&region, &mut orders, &mut upload, &mut finishing) => done,
             () = left_behind.cancelled() => Err(StoreError {
                 kind: FailureKind::Transient,
                 region: region.name().to_owned(),
@@ -156,20 +160,49 @@ async fn work(
     }
 }
 
-/// Carries the next order out; `false` when there is none.
+/// The object before the one being written, while the store makes it durable. Never more than one,
+/// so that a store that is slow at it slows the stream and gathers nothing.
+#[derive(Default)]
+struct Finishing {
+    task: JoinSet<Result<(), StoreError>>,
+}
+
+impl Finishing {
+    /// Waits for the object before.
+    async fn wait(&mut self, region: &Region) -> Result<(), StoreError> {
+        match self.task.join_next().await {
+            None => Ok(()),
+            Some(Ok(outcome)) => outcome,
+            Some(Err(error)) => Err(StoreError {
+                kind: FailureKind::Permanent,
+                region: region.name().to_owned(),
+                operation: "write",
+                key: String::new(),
+                message: error.to_string(),
+            }),
+        }
+    }
+}
+
+/// Carries the next order out; `false` when there is none and all objects are durable.
 async fn next(
     region: &Region,
     orders: &mut mpsc::Receiver<Order>,
     upload: &mut Option<Upload>,
+    finishing: &mut Finishing,
 ) -> Result<bool, StoreError> {
     match (orders.recv().await, &mut *upload) {
-        (None, _) => return Ok(false),
+        (None, _) => {
+            finishing.wait(region).await?;
+            return Ok(false);
+        }
         (Some(Order::Begin(key)), _) => *upload = Some(region.upload(&key).await?),
         (Some(Order::Bytes(bytes)), Some(current)) => current.write(bytes).await?,
         (Some(Order::Bytes(_)), None) => {}
         (Some(Order::End), _) => {
+            finishing.wait(region).await?;
             if let Some(current) = upload.take() {
-                current.finish().await?;
+                finishing.task.spawn(current.finish());
             }
         }
     }
