@@ -99,8 +99,12 @@ fn damaged_pages_in_a_scheduled_backup_are_an_alarm() {
     let mut alarms = String::new();
     wait_until("the alarm", || {
         keeper.assert_runs();
-        alarms = keeper.run(&["status", "--json"]).json()["alarms"].to_string();
-        alarms.contains("checksum")
+        // Before the sidecar listens and the region has anything, `status` has nobody to ask.
+        let output = keeper.run(&["status", "--json"]);
+        output.code == 0 && {
+            alarms = output.json()["alarms"].to_string();
+            alarms.contains("checksum")
+        }
     });
     assert!(alarms.contains(&file) && alarms.contains("block 2"), "{alarms}");
     wait_until("the backup", || keeper.status()["last_attempt"]["label"].is_string());
